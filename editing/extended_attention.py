@@ -1,0 +1,116 @@
+"""Self-attention across frames: which frames a frame attends to.
+
+TokenFlow section 4.1 (all frames), Tune-A-Video and Text2Video-Zero (first and previous),
+and a sliding window, all as one table of frame numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.frame_attention import frame_attention
+from .protocol import Attention, Edit, Pass, Site
+
+MODES = ("all frames", "key frames", "first and previous", "sliding window")
+
+
+@dataclass(frozen=True)
+class ExtendedAttention(Edit):
+    """Every frame attends to the tokens of several frames at the chosen sites."""
+
+    mode: str = "all frames"
+    interval: int = 8
+    """Frames between two key frames (mode "key frames")."""
+    window: int = 3
+    """Frames in the sliding window, the frame itself in the middle."""
+    sites: tuple[Site, ...] = ()
+    """Where; empty = every self-attention."""
+
+    @property
+    def name(self) -> str:
+        return "Extended Attention"
+
+    @property
+    def owns_attention(self) -> bool:
+        return True
+
+    def table(self, frames: int) -> Tensor:
+        """-> [F,R] int64: the frames that each frame attends to (-1 = none)."""
+        return attended_frames(self.mode, frames, self.interval, self.window)
+
+    def covers(self, site: Site) -> bool:
+        return not self.sites or site in self.sites
+
+
+def attended_frames(mode: str, frames: int, interval: int = 8, window: int = 3) -> Tensor:
+    """Which frames each of `frames` frames attends to.
+
+    Returns: [F,R] int64, -1 where a row has fewer than R.
+    Raises: ValueError for an unknown mode.
+    """
+    own = torch.arange(frames)
+    if mode == "all frames":
+        return own.expand(frames, frames)
+    if mode == "key frames":
+        keys = torch.arange(0, frames, max(interval, 1))
+        return keys.expand(frames, len(keys))
+    if mode == "first and previous":
+        previous = (own - 1).clamp(min=0)
+        return torch.stack([torch.zeros_like(own), torch.where(previous == 0, -1, previous)], 1)
+    if mode == "sliding window":
+        offsets = torch.arange(window) - window // 2
+        table = own[:, None] + offsets
+        return torch.where((table < 0) | (table >= frames), -1, table)
+    raise ValueError(
+        f"Extended Attention: expected 'mode' to be one of {', '.join(MODES)}; got {mode!r}. "
+        "Choose one of these in the node's mode list."
+    )
+
+
+def inject(source: Tensor, branches: int) -> Tensor:
+    """Source queries or keys [f,L,C] for every branch -> [N,f,L,C], not copied."""
+    return source.expand(branches, *source.shape)
+
+
+class AttentionPass(Pass):
+    """All frames at once, with extended attention and / or injected source features."""
+
+    def __init__(
+        self,
+        frames: Tensor,
+        table: Tensor | None = None,
+        covers: Sequence[Site] = (),
+        queries: dict[Site, Tensor] | None = None,
+        keys: dict[Site, Tensor] | None = None,
+        conv: Tensor | None = None,
+    ) -> None:
+        """table [f,R] int64 indexes the frames of this pass; queries and keys hold [f,L,C]."""
+        super().__init__(frames)
+        self.table, self.covers = table, frozenset(covers)
+        self.queries, self.keys, self.conv = queries or {}, keys or {}, conv
+
+    def owns(self, site: Site) -> bool:
+        return site in self.covers or site in self.queries
+
+    def projects(self, site: Site) -> tuple[bool, bool]:
+        return site not in self.queries, True
+
+    def attend(
+        self, site: Site, q: Tensor, k: Tensor, v: Tensor, heads: int, attention: Attention
+    ) -> Tensor:
+        if site in self.queries:
+            q, k = (inject(part[site], len(v)) for part in (self.queries, self.keys))
+        if site in self.covers and self.table is not None:
+            return frame_attention(q, k, v, heads, self.table.to(q.device), attention)
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        return attention(*flat, heads).unflatten(0, v.shape[:2])
+
+    def wants_features(self) -> bool:
+        return self.conv is not None
+
+    def features(self, h: Tensor) -> Tensor:
+        return h if self.conv is None else self.conv.to(h).expand_as(h)

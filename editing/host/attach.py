@@ -1,0 +1,140 @@
+"""Edits on a MODEL: frozen in the clone's attachments, brought to life for one sampling call.
+
+Nothing of ours enters model_options. Three keyed wrappers create the session, declare the rows
+of a pass, and hand every evaluation to the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from torch import Tensor
+
+from ..plug_and_play import PlugAndPlay
+from ..protocol import Edit
+from ..session import Schedule, Session, combine
+from ..tokenflow import TokenFlow
+from ..types import Inversion
+from .call import ModelCall
+from .feature_cache import step_cache
+from .model import feature_layers, latent_format, require_supported, sites_of
+from .notices import warn
+from .validate import check_sampling
+
+KEY = "reweave"
+UNCHANGED = 0.02
+"""Relative RMS change of the latents below which an edit counts as having done nothing."""
+W = comfy.patcher_extension.WrappersMP
+
+
+def edits_of(patcher: Any) -> tuple[Edit, ...]:
+    """The edits on a MODEL, in the order in which they were attached."""
+    return patcher.get_attachment(KEY) or ()
+
+
+def attach(patcher: Any, edit: Edit) -> Any:
+    """A clone of the MODEL with one more edit; the MODEL itself is left as it is.
+
+    Raises: ValueError when the model is not supported or the edits cannot act together.
+    """
+    require_supported(patcher, edit.name)
+    edits = combine(edits_of(patcher), edit)
+    clone = patcher.clone()
+    clone.set_attachments(KEY, edits)
+    for kind, wrapper in (
+        (W.OUTER_SAMPLE, outer_sample),
+        (W.PREPARE_SAMPLING, prepare_sampling),
+        (W.APPLY_MODEL, apply_model),
+    ):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    return clone
+
+
+class Run:
+    """What one sampling call needs from the host; lives in that call's own options."""
+
+    def __init__(self, patcher: Any, session: Session, inversion: Inversion | None) -> None:
+        self.session, self.inversion = session, inversion
+        self.sites = sites_of(patcher)
+        self.layers = feature_layers(patcher) if session.injection else None
+
+
+def outer_sample(
+    executor: Callable,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Creates the session of one sampling call and drops it at the end, error or not."""
+    guider = executor.class_obj
+    edits = edits_of(guider.model_patcher)
+    inversion = check_sampling(guider, edits, noise, latent_image, sampler, sigmas)
+    schedule = Schedule(sigmas.cpu(), inversion) if inversion else None
+    cache = step_cache(guider.model_patcher, edits, latent_image)
+    options = guider.model_options["transformer_options"]
+    session = Session(edits, schedule, cache)
+    options[KEY] = Run(guider.model_patcher, session, inversion)
+    try:
+        out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        options.pop(KEY, None)
+    if inversion is not None:
+        notice_unchanged(out, inversion, edits)
+    return out
+
+
+def prepare_sampling(
+    executor: Callable, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Declares the rows of one pass, not of the clip, so that the model is not evicted."""
+    flow = next((edit for edit in edits_of(model) if isinstance(edit, TokenFlow)), None)
+    if flow is not None:
+        joint = -(-noise_shape[0] // flow.interval)
+        joint = min(joint, flow.max_joint_key_frames or joint)
+        rows = max(flow.frames_per_pass or noise_shape[0], joint)
+        noise_shape = [min(rows, noise_shape[0]), *noise_shape[1:]]
+    return executor(model, noise_shape, *args, **kwargs)
+
+
+def apply_model(
+    executor: Callable,
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: dict | None = None,
+    transformer_options: dict[str, Any] | None = None,
+    **extra: Any,
+) -> Tensor:
+    """Hands one evaluation to the session; without a session nothing is changed."""
+    options = transformer_options or {}
+    run: Run | None = options.get(KEY)
+    if run is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+    call = ModelCall(
+        executor, x, t, c_concat, c_crossattn, control, options, extra,
+        run.sites, run.layers, run.inversion,
+    )  # fmt: skip
+    return run.session.evaluate(call).flatten(0, 1)
+
+
+def notice_unchanged(out: Tensor, inversion: Inversion, edits: tuple[Edit, ...]) -> None:
+    """Says which knob to turn when the clip came back as it was."""
+    clean = latent_format(inversion.latent_format).process_out(inversion.clean.float())
+    change = (out.cpu().float() - clean).square().mean().sqrt() / clean.std().clamp(min=1e-6)
+    if float(change) >= UNCHANGED or not bool(torch.isfinite(change)):
+        return
+    injection = next((e for e in edits if isinstance(e, PlugAndPlay)), None)
+    knob = "raise cfg or change the prompt"
+    if injection and injection.inject_attention_until > 0.5:
+        knob = "lower 'inject_attention_until' of Plug-and-Play, or raise cfg"
+    warn(f"output = input: the edit left the clip as it was; {knob}")
+
+

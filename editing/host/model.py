@@ -1,0 +1,135 @@
+"""What a loaded model is: its self-attentions, family, latent space and fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import torch
+from torch import Tensor
+
+from ..protocol import Site, feature_block
+from ..types import Fingerprint
+
+PROBED = ("time_embed.0.bias", "time_embed.2.bias", "input_blocks.0.0.weight", "out.2.weight")
+"""Small weights that tell one checkpoint from another."""
+
+
+def unet_of(patcher: Any) -> torch.nn.Module:
+    """The UNet, unwrapped if it was compiled."""
+    unet = patcher.get_model_object("diffusion_model")
+    return getattr(unet, "_orig_mod", unet)
+
+
+def describe(patcher: Any) -> str:
+    """Name of the model family as ComfyUI knows it."""
+    config = getattr(patcher.model, "model_config", None)
+    return type(config).__name__ if config is not None else type(patcher.model).__name__
+
+
+def require_supported(patcher: Any, node: str) -> None:
+    """Raises: ValueError for anything but an eps or v UNet (SD1.x, SD2.x, SDXL)."""
+    kinds = comfy.model_base.ModelType
+    kind = getattr(patcher.model, "model_type", None)
+    unet = unet_of(patcher)
+    if kind in (kinds.EPS, kinds.V_PREDICTION) and hasattr(unet, "output_blocks"):
+        return
+    came = f"{describe(patcher)} ({getattr(kind, 'name', 'unknown')} prediction)"
+    raise ValueError(
+        f"{node}: expected an eps or v model with a UNet (SD1.x, SD2.x or SDXL), got {came}. "
+        "Flow models (Flux, SD3, Wan) are not supported: load another checkpoint."
+    )
+
+
+def sites_of(patcher: Any) -> list[Site]:
+    """Every self-attention of the UNet, in the order in which it runs."""
+    unet = unet_of(patcher)
+    blocks = [("input", number, block) for number, block in enumerate(unet.input_blocks)]
+    if unet.middle_block is not None:
+        blocks.append(("middle", 0, unet.middle_block))
+    blocks += [("output", number, block) for number, block in enumerate(unet.output_blocks)]
+    return [
+        Site(kind, number, index)
+        for kind, number, block in blocks
+        for module in block
+        if type(module).__name__ == "SpatialTransformer"
+        for index, transformer in enumerate(module.transformer_blocks)
+        if not transformer.disable_self_attn
+    ]
+
+
+def feature_layers(patcher: Any) -> torch.nn.Module | None:
+    """`out_layers` of the ResBlock beside the second decoder self-attention module."""
+    number = feature_block(sites_of(patcher))
+    if number is None:
+        return None
+    resblock = unet_of(patcher).output_blocks[number][0]
+    return getattr(resblock, "out_layers", None)
+
+
+def is_compiled(patcher: Any) -> bool:
+    """Whether torch.compile nodes have touched the UNet (hooks would be ignored there)."""
+    if "diffusion_model" in patcher.object_patches:
+        return True
+    keys = [str(key) for table in patcher.wrappers.values() for key in table]
+    return any("compile" in key for key in keys)
+
+
+def latent_format(name: str) -> Any:
+    """ComfyUI's latent format of that class name.
+
+    Raises: ValueError when this ComfyUI does not know it.
+    """
+    found = getattr(comfy.latent_formats, name, None)
+    if found is None:
+        raise ValueError(
+            f"Reweave: the inversion's latent format {name!r} is not known to this ComfyUI. "
+            "Update ComfyUI, or run Invert Video again."
+        )
+    return found()
+
+
+def format_name(patcher: Any) -> str:
+    """Class name of the model's latent format."""
+    return type(patcher.get_model_object("latent_format")).__name__
+
+
+def fingerprint(patcher: Any) -> Fingerprint:
+    """Identity of the base weights and of the patches on them.
+
+    Base weights are read from the patcher's backup where a LoRA is applied in place.
+    """
+    return Fingerprint(_base_hash(patcher), _patches_hash(patcher))
+
+
+def _base_hash(patcher: Any) -> str:
+    weights = dict(unet_of(patcher).named_parameters())
+    value = hashlib.sha256()
+    for name in PROBED:
+        backup = patcher.backup.get(f"diffusion_model.{name}")
+        weight = weights.get(name) if backup is None else backup.weight
+        if weight is None or weight.is_meta:
+            return ""
+        value.update(_bytes(weight))
+    return value.hexdigest()[:16]
+
+
+def _patches_hash(patcher: Any) -> str:
+    if not patcher.patches:
+        return ""
+    value = hashlib.sha256()
+    for key in sorted(patcher.patches):
+        value.update(str(key).encode())
+        for strength, adapter, strength_model, *_ in patcher.patches[key]:
+            value.update(f"{strength}/{strength_model}".encode())
+            weights = getattr(adapter, "weights", adapter)
+            for part in weights if isinstance(weights, list | tuple) else [weights]:
+                if isinstance(part, Tensor):
+                    value.update(_bytes(part.flatten()[:64]))
+    return value.hexdigest()[:16]
+
+
+def _bytes(weight: Tensor) -> bytes:
+    return weight.detach().to("cpu", torch.float16).contiguous().numpy().tobytes()

@@ -1,0 +1,148 @@
+"""Checks before the model is loaded: what cannot work is said before minutes of work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..plug_and_play import PlugAndPlay
+from ..protocol import Edit
+from ..session import source_of
+from ..types import Inversion, Position
+from .model import fingerprint, format_name, is_compiled, require_supported
+from .notices import warn
+
+NOISY_SAMPLERS = ("ancestral", "sde", "lcm", "ddpm", "dpm_fast", "dpm_adaptive", "seeds", "sa_solver")
+"""Parts of sampler names that add fresh noise, or choose their own sigmas."""
+
+
+def check_sampling(
+    guider: Any,
+    edits: Sequence[Edit],
+    noise: Tensor,
+    latent: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+) -> Inversion | None:
+    """The inversion that these edits read, after all checks of one sampling call.
+
+    Raises: ValueError naming the node and the knob to turn.
+    """
+    names = " and ".join(edit.name for edit in edits)
+    patcher = guider.model_patcher
+    require_supported(patcher, names)
+    check_conditioning(names, guider.conds, guider.model_options)
+    if not bool(torch.isfinite(latent).all()):
+        raise ValueError(
+            f"{names}: the latents hold NaN or infinity. "
+            "Check the VAE (try --fp32-vae) and the node that made them."
+        )
+    for edit in edits:
+        if isinstance(edit, PlugAndPlay) and edit.inject_features_until and is_compiled(patcher):
+            raise ValueError(
+                "Plug-and-Play: the UNet is compiled (torch.compile), which hides the features it "
+                "injects. Remove the compile node, or set 'inject_features_until' to 0."
+            )
+    inversion = next((found for edit in edits if (found := source_of(edit))), None)
+    if inversion is None:
+        return None
+    check_sampler(names, sampler)
+    check_same_clip(names, patcher, inversion, noise)
+    check_schedule(names, inversion, sigmas)
+    check_start(names, inversion, noise, latent, float(sigmas[0]))
+    return inversion
+
+
+def check_sampler(names: str, sampler: Any) -> None:
+    """Refuses samplers that add noise of their own."""
+    function = getattr(sampler, "sampler_function", None)
+    name = getattr(function, "__name__", "").removeprefix("sample_")
+    if any(part in name for part in NOISY_SAMPLERS):
+        raise ValueError(
+            f"{names}: the sampler {name!r} adds noise or chooses its own steps, so the source "
+            "cannot be followed. Use euler or ddim (heun and dpm_2 work approximately)."
+        )
+
+
+def check_conditioning(names: str, conds: dict[str, list], options: dict[str, Any]) -> None:
+    """Refuses what cuts a clip into areas or windows."""
+    if any("area" in cond for group in conds.values() for cond in group or []):
+        raise ValueError(
+            f"{names}: area conditioning (Conditioning Set Area) is not supported yet. "
+            "Use a MASK on the Reweave node instead."
+        )
+    if options.get("context_handler") is not None:
+        raise ValueError(
+            f"{names}: context windows are not supported yet, all frames of the clip must be "
+            "sampled together. Remove the Context Windows node and lower 'frames_per_pass'."
+        )
+    if options.get("multigpu_clones"):
+        raise ValueError(f"{names}: multi-GPU models are not supported yet. Remove that node.")
+
+
+def check_same_clip(names: str, patcher: Any, inversion: Inversion, noise: Tensor) -> None:
+    """The latents must be the inverted clip, the model the one it was inverted with."""
+    if len(noise) != inversion.frames:
+        raise ValueError(
+            f"{names}: the inversion has {inversion.frames} frames, the latent batch {len(noise)}. "
+            "Connect the LATENT of Inversion Latent to the sampler, or invert the same frames."
+        )
+    expected, came = tuple(inversion.clean.shape[1:]), tuple(noise.shape[1:])
+    if expected != came:
+        raise ValueError(
+            f"{names}: the inversion's latents are {_size(expected)}, the sampler's {_size(came)}. "
+            "Resize the clip before Invert Video, and connect the LATENT of Inversion Latent."
+        )
+    if format_name(patcher) != inversion.latent_format:
+        raise ValueError(
+            f"{names}: the inversion was made for {inversion.latent_format} latents, this model "
+            f"uses {format_name(patcher)}. Load the checkpoint that inverted the clip."
+        )
+    now, then = fingerprint(patcher), inversion.fingerprint
+    if now.base and then.base and now.base != then.base:
+        raise ValueError(
+            f"{names}: this MODEL's base weights differ from those that inverted the clip "
+            f"({now.base[:8]} and {then.base[:8]}). Load the same checkpoint, or run Invert Video "
+            "with this one."
+        )
+    if now.patches != then.patches:
+        warn("the LoRA differs from the inversion's; the edit works, the structure may drift")
+
+
+def check_schedule(names: str, inversion: Inversion, sigmas: Tensor) -> None:
+    """Every sigma that starts a step must be one of the trajectory."""
+    for number, sigma in enumerate(sigmas[:-1].tolist()):
+        found = inversion.locate(sigma)
+        if found is None or not found.exact:
+            low, high = float(inversion.sigmas[-1]), float(inversion.sigmas[0])
+            raise ValueError(
+                f"{names}: step {number + 1} of {len(sigmas) - 1} starts at sigma {sigma:.4g}, "
+                f"which the inversion ({len(inversion.sigmas)} steps, {low:.4g} to {high:.4g}) does "
+                "not hold. Connect the SIGMAS of Inversion Latent to SamplerCustom, or use "
+                f"scheduler ddim_uniform with {len(inversion.sigmas)} steps."
+            )
+
+
+def check_start(
+    names: str, inversion: Inversion, noise: Tensor, latent: Tensor, sigma: float
+) -> None:
+    """Fresh noise on top of a latent that is already noisy gives mush."""
+    if not bool(noise.any()):
+        return
+    # latents are unscaled here: directions are compared, not sizes
+    start = inversion.at(inversion.locate(sigma) or Position(0))
+    same = torch.nn.functional.cosine_similarity(
+        start.flatten(), latent.cpu().float().flatten(), dim=0
+    )
+    if float(same) > 0.98:
+        raise ValueError(
+            f"{names}: the sampler adds noise to latents that are already inverted. "
+            "Switch 'add_noise' off in the sampler."
+        )
+
+
+def _size(shape: Iterable[int]) -> str:
+    return "x".join(str(part) for part in shape)

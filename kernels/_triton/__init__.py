@@ -1,0 +1,1 @@
+"""Triton bodies, imported only when they are called."""
