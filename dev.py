@@ -144,7 +144,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
     try:
-        require_python(sys.version_info)
+        require_python(sys.version_info[:2])
         options = parse(arguments)
         {
             "setup": set_up,

@@ -161,7 +161,12 @@ class HostServer:
         self.stop()
 
     def start(self, timeout: float = 240.0) -> None:
-        """Start the process and wait until it answers. Raises HostError with the log's end."""
+        """Start the process and wait until it answers; safe to call twice.
+
+        Raises HostError with the end of its log.
+        """
+        if self._process is not None:
+            return
         self.base.mkdir(parents=True, exist_ok=True)
         command = server_command(self.python, self.host, self.base, self.port, self.extra)
         with self.log.open("wb") as log:

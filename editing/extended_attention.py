@@ -106,8 +106,8 @@ class AttentionPass(Pass):
             q, k = (inject(part[site], len(v)) for part in (self.queries, self.keys))
         if site in self.covers and self.table is not None:
             return frame_attention(q, k, v, heads, self.table.to(q.device), attention)
-        flat = [x.flatten(0, 1) for x in (q, k, v)]
-        return attention(*flat, heads).unflatten(0, v.shape[:2])
+        out = attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), heads)
+        return out.unflatten(0, v.shape[:2])
 
     def wants_features(self) -> bool:
         return self.conv is not None

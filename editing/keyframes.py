@@ -96,7 +96,7 @@ def joint_groups(key_frames: int, most: int) -> list[tuple[int, int]]:
         return [(0, key_frames)]
     most = max(most, 2)
     stride = max(most - max(most // 2, 1), 1)
-    starts = list(range(0, key_frames - most, stride)) + [key_frames - most]
+    starts = [*range(0, key_frames - most, stride), key_frames - most]
     return [(start, start + most) for start in starts]
 
 

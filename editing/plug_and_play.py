@@ -7,12 +7,15 @@ the edit keeps the source's layout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from .protocol import Attention, Call, Edit, Pass, Site, StepSource, chunks, injection_sites
+from .protocol import Attention, Call, Edit, Pass, Site, StepSource, injection_sites, run_in_parts
 
 if TYPE_CHECKING:
     from .types import Inversion
@@ -75,17 +78,18 @@ def record_source(
     call: Call, frames: Tensor, attention: bool, features: bool, frames_per_pass: int
 ) -> StepSource:
     """Source queries, keys and conv features of `frames` at this step, in runs of frames."""
-    import torch
-
     sites = injection_sites(call.sites) if attention else []
     if not sites and not features:
         return StepSource()
-    passes = []
-    for part in chunks(frames, frames_per_pass):
-        passes.append(RecordingPass(part, sites, features))
-        call.run(passes[-1])
+    make = partial(RecordingPass, sites=sites, conv=features)
+    passes, _ = run_in_parts(call, frames, frames_per_pass, make)
     return StepSource(
         queries={site: torch.cat([p.queries[site] for p in passes]) for site in sites},
         keys={site: torch.cat([p.keys[site] for p in passes]) for site in sites},
-        features=torch.cat([p.recorded for p in passes]) if features else None,
+        features=joined_features(passes) if features else None,
     )
+
+
+def joined_features(passes: Sequence[Any]) -> Tensor:
+    """Recorded conv features of several passes, joined along frames [F,C,h,w]."""
+    return torch.cat([part.recorded for part in passes])

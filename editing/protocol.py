@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ class Site(NamedTuple):
     """"input", "middle" or "output"."""
     number: int
     """Index of the block within its kind."""
-    index: int
+    transformer: int
     """Index of the transformer block inside its attention module (SDXL has up to ten)."""
 
     def __str__(self) -> str:
-        return f"{self.block}.{self.number}.{self.index}"
+        return f"{self.block}.{self.number}.{self.transformer}"
 
 
 def decoder_sites(sites: Sequence[Site]) -> list[Site]:
@@ -100,8 +100,19 @@ class Call(Protocol):
     x: Tensor
     """[F,C,h,w] the sampler's latents, sigma space, where the model computes."""
 
+    out_of_memory: Any
+    """The exception (or exceptions) that says that a pass did not fit."""
+
     def run(self, pass_: Pass) -> Tensor:
         """One inner UNet call -> denoised latents [N,f,C,h,w] (N = 1 for a source pass)."""
+        ...
+
+    def frames_that_fit(self, wanted: int) -> int:
+        """Frames per pass: `wanted` (0 = all), or fewer after memory ran out."""
+        ...
+
+    def make_room(self, frames: int) -> None:
+        """Called after memory ran out: from now on passes have `frames` frames."""
         ...
 
 
@@ -141,6 +152,34 @@ class StepSource:
     """[K,C,h,w] source conv features of the key frames, from their own pass."""
 
 
-def chunks(frames: Tensor, size: int) -> list[Tensor]:
-    """Splits [F] frame numbers into runs of at most `size` (0: all in one run)."""
-    return [frames] if size <= 0 else list(torch.split(frames, size))
+P = TypeVar("P", bound="Pass")
+
+
+def run_in_parts(
+    call: Call, frames: Tensor, frames_per_pass: int, make: Callable[[Tensor], P]
+) -> tuple[list[P], Tensor]:
+    """Runs passes over runs of frames; halves them when the device runs out of memory.
+
+    Args:
+        frames: [F] frame numbers, at least one.
+        frames_per_pass: 0 = all in one pass. Changes memory, never the result.
+        make: builds the pass of one run of frames.
+
+    Returns: the passes, and their results joined along frames [N,F,C,h,w].
+    """
+    done: list[P] = []
+    results: list[Tensor] = []
+    rest = frames
+    while len(rest):
+        size = call.frames_that_fit(frames_per_pass) or len(rest)
+        pass_ = make(rest[:size])
+        try:
+            results.append(call.run(pass_))
+        except call.out_of_memory:
+            if len(pass_.frames) == 1:
+                raise
+            call.make_room(len(pass_.frames) // 2)
+            continue
+        done.append(pass_)
+        rest = rest[size:]
+    return done, torch.cat(results, 1)

@@ -116,9 +116,7 @@ class Session:
         covered: list[Site] = []
         if self.extended:
             covered = [site for site in call.sites if self.extended.covers(site)]
-        return AttentionPass(
-            frames, table, covered, source.queries, source.keys, source.features
-        )
+        return AttentionPass(frames, table, covered, source.queries, source.keys, source.features)
 
     def _plan(self, sigma: float) -> StepPlan:
         assert self.flow is not None and self.schedule is not None

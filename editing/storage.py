@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ def save(path: Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, header)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(_write_problem(path, kind, error)) from error
     finally:

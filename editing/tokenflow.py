@@ -8,6 +8,7 @@ neighbour field of the *source's* tokens (section 4.2, equations 4 and 5).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +19,8 @@ from ..kernels.nn_field import nn_field
 from ..kernels.propagate import propagate
 from .extended_attention import inject
 from .keyframes import assign_groups, draw_key_frames, joint_groups, neighbours_and_weights
-from .plug_and_play import RecordingPass
-from .protocol import Attention, Call, Edit, Pass, Site, StepSource, chunks, injection_sites
+from .plug_and_play import RecordingPass, joined_features
+from .protocol import Attention, Call, Edit, Pass, Site, StepSource, injection_sites, run_in_parts
 
 if TYPE_CHECKING:
     from .types import Inversion, NNField
@@ -75,9 +76,7 @@ class StepPlan:
     """[F,R] float32."""
 
 
-def tokenflow_step(
-    edit: TokenFlow, plan: StepPlan, source: StepSource, call: Call
-) -> Tensor:
+def tokenflow_step(edit: TokenFlow, plan: StepPlan, source: StepSource, call: Call) -> Tensor:
     """One evaluation of the model under TokenFlow, algorithm 1 without the sampler.
 
     Args:
@@ -94,10 +93,11 @@ def tokenflow_step(
             continue
         key_pass = KeyFramePass(plan.key_frames, group, source)
         call.run(key_pass)
-        for part in chunks(frames, edit.frames_per_pass):
-            passed = PropagationPass(part, plan, group, source, key_pass.outputs)
-            parts.append(call.run(passed))
-            order.append(part)
+        make = partial(
+            PropagationPass, plan=plan, group=group, source=source, outputs=key_pass.outputs
+        )
+        parts.append(run_in_parts(call, frames, edit.frames_per_pass, make)[1])
+        order.append(frames)
     places = torch.argsort(torch.cat(order)).to(parts[0].device)
     return torch.cat(parts, 1).index_select(1, places)
 
@@ -275,14 +275,12 @@ def source_step(
     if not field:
         return result
     frames = torch.arange(call.frames)
-    passes = []
-    for part in chunks(frames, frames_per_pass):
-        passes.append(SourceFieldPass(part, plan, key_pass, features))
-        call.run(passes[-1])
+    make = partial(SourceFieldPass, plan=plan, key_pass=key_pass, conv=features)
+    passes, _ = run_in_parts(call, frames, frames_per_pass, make)
     sites = list(key_pass.outputs)
     result.index = {site: torch.cat([p.index[site] for p in passes]) for site in sites}
     if similarity:
         result.similarity = {s: torch.cat([p.similarity[s] for p in passes]) for s in sites}
     if features:
-        result.features = torch.cat([p.recorded for p in passes])
+        result.features = joined_features(passes)
     return result

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..kernels.nn_field import nn_field
 from .keyframes import draw_key_frames, neighbours_and_weights
-from .protocol import Attention, Call, Pass, Site, chunks, decoder_sites
+from .protocol import Attention, Call, Pass, Site, decoder_sites, run_in_parts
 from .tokenflow import StepPlan, source_step
 from .types import Inversion, NNField, TokenStore, compact
 
@@ -63,9 +64,8 @@ def extract_tokens(
     grids: dict[Site, tuple[int, int]] = {}
 
     def visit(step: int, call: Call) -> None:
-        passes = [TokenPass(f, sites) for f in chunks(torch.arange(call.frames), frames_per_pass)]
-        for part in passes:
-            call.run(part)
+        make = partial(TokenPass, sites=sites)
+        passes, _ = run_in_parts(call, torch.arange(call.frames), frames_per_pass, make)
         for site in sites:
             tokens[site, step] = torch.cat([part.tokens[site] for part in passes])
         grids.update(passes[0].grids)
@@ -124,9 +124,7 @@ def _plans(
     frames: int, steps: int, interval: int, seed: int, rule: str, fixed: bool
 ) -> list[StepPlan]:
     draws = draw_key_frames(frames, interval, steps, seed, fixed)
-    return [
-        StepPlan(draw, *neighbours_and_weights(draw, frames, interval, rule)) for draw in draws
-    ]
+    return [StepPlan(draw, *neighbours_and_weights(draw, frames, interval, rule)) for draw in draws]
 
 
 def _field(

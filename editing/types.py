@@ -103,7 +103,9 @@ class Inversion:
         if above == 0 or sigma <= 0:
             return None
         low = float(table[above]) if above < len(table) else self.final_sigma
-        return Position(above - 1, (float(table[above - 1]) - sigma) / (float(table[above - 1]) - low))
+        return Position(
+            above - 1, (float(table[above - 1]) - sigma) / (float(table[above - 1]) - low)
+        )
 
     def at(self, position: Position) -> Tensor:
         """[F,C,h,w] float32 VP latents there; linear in VP space between two entries."""
@@ -120,11 +122,7 @@ class Inversion:
 
     def save(self, path: Path) -> None:
         """Raises ValueError when the file cannot be written."""
-        tensors = {
-            name: value
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         plain = {k: v for k, v in vars(self).items() if k not in tensors and v is not None}
         storage.save(path, self.KIND, tensors, plain | {"fingerprint": asdict(self.fingerprint)})
 

@@ -37,7 +37,7 @@ def nn_field(
         neighbours: [F, R] integers in [0, K): the key frames that each frame asks for. On the CPU
             it costs no device synchronisation.
         tile_bytes: upper limit of the tile of similarities, in bytes; the result does not depend
-            on it. None: 4 MB on the CPU (stays in its cache), 256 MB elsewhere.
+            on it. None: 8 MB on the CPU (stays in its cache), 256 MB elsewhere.
 
     Returns:
         index [F, R, L] int64 into M, the lowest of equals; similarity [F, R, L] float32 cosine.
@@ -75,7 +75,7 @@ def _search(
     tile_bytes: int | None, query: Tensor, key: Tensor, asked: dict[int, list[int]]
 ) -> tuple[Tensor, Tensor]:
     """Key frame -> the frames that ask for it; returns index, cosine [P, L], P pairs in order."""
-    budget = tile_bytes or (4 << 20 if query.device.type == "cpu" else 256 << 20)
+    budget = tile_bytes or (8 << 20 if query.device.type == "cpu" else 256 << 20)
     found: list[Tensor] = []
     cosines: list[Tensor] = []
     for k, frames in asked.items():

@@ -30,6 +30,8 @@ def _load_pack() -> ModuleType:
     return pack
 
 
+# `python -m pytest` puts the current folder there, and ComfyUI's `import nodes` would find ours.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 _load_pack()
 
 from reweave.demo.host_server import HostServer  # noqa: E402  (the name exists from here on)
@@ -55,7 +57,11 @@ def host_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """One real ComfyUI on the CPU with this pack, started once for all tests that need it."""
     # Its own base directory: settings are kept on the server's side and would leak between runs.
     base = tmp_path_factory.mktemp("host")
-    with HostServer(comfyui, base, extra=("--cpu", "--disable-api-nodes")) as server:
+    server = HostServer(comfyui, base, extra=("--cpu", "--disable-api-nodes"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # it samples while this process waits
+        server.start()
+    with server:
         for clip in sorted((ROOT / "demo" / "clips").glob("*.mp4")):
             server.add_input(clip)
         yield server

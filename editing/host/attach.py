@@ -18,7 +18,7 @@ from ..protocol import Edit
 from ..session import Schedule, Session, combine
 from ..tokenflow import TokenFlow
 from ..types import Inversion
-from .call import ModelCall
+from .call import ModelCall, Room
 from .feature_cache import step_cache
 from .model import feature_layers, latent_format, require_supported, sites_of
 from .notices import warn
@@ -60,11 +60,12 @@ class Run:
     def __init__(self, patcher: Any, session: Session, inversion: Inversion | None) -> None:
         self.session, self.inversion = session, inversion
         self.sites = sites_of(patcher)
+        self.room = Room()
         self.layers = feature_layers(patcher) if session.injection else None
 
 
 def outer_sample(
-    executor: Callable,
+    executor: Any,
     noise: Tensor,
     latent_image: Tensor,
     sampler: Any,
@@ -120,7 +121,7 @@ def apply_model(
         return executor(x, t, c_concat, c_crossattn, control, options, **extra)
     call = ModelCall(
         executor, x, t, c_concat, c_crossattn, control, options, extra,
-        run.sites, run.layers, run.inversion,
+        run.sites, run.layers, run.inversion, run.room,
     )  # fmt: skip
     return run.session.evaluate(call).flatten(0, 1)
 
@@ -136,5 +137,3 @@ def notice_unchanged(out: Tensor, inversion: Inversion, edits: tuple[Edit, ...])
     if injection and injection.inject_attention_until > 0.5:
         knob = "lower 'inject_attention_until' of Plug-and-Play, or raise cfg"
     warn(f"output = input: the edit left the clip as it was; {knob}")
-
-

@@ -10,13 +10,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
+import comfy.model_management
 import torch
 from torch import Tensor
 
 from ..protocol import Pass, Site
 from ..types import Inversion
+from .notices import say
 
 Options = dict[str, Any]
+
+
+class Room:
+    """How many frames a pass may have, learned when memory runs out."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        """0 = no limit known."""
 
 
 class ModelCall:
@@ -35,7 +45,10 @@ class ModelCall:
         sites: list[Site],
         feature_layers: torch.nn.Module | None = None,
         inversion: Inversion | None = None,
+        room: Room | None = None,
     ) -> None:
+        self._room = room or Room()
+        self.out_of_memory = comfy.model_management.OOM_EXCEPTION
         self._executor, self._rows, self._t = executor, x, t
         self._c_concat, self._context, self._control = c_concat, context, control
         self._options, self._extra = options, extra
@@ -56,6 +69,17 @@ class ModelCall:
         with feature_hook(self._feature_layers, pass_, branches):
             out = self._executor(*arguments, options, **extra)
         return out.unflatten(0, (branches, len(frames)))
+
+    def frames_that_fit(self, wanted: int) -> int:
+        """Frames per pass: `wanted` (0 = all), or fewer after memory ran out."""
+        most = self._room.most
+        return most if most and (wanted == 0 or most < wanted) else wanted
+
+    def make_room(self, frames: int) -> None:
+        """From now on passes of this sampling call have at most `frames` frames."""
+        comfy.model_management.soft_empty_cache()
+        self._room.most = frames
+        say(f"out of memory: going on with {frames} frames per pass")
 
     def _slice(self, value: Any, rows: Tensor) -> Any:
         whole = torch.is_tensor(value) and value.ndim > 0 and len(value) == len(self._rows)
@@ -138,7 +162,8 @@ def _patch(pass_: Pass, branches: int) -> Callable:
     """Sees norm1's output and leaves out the projections that the pass does not need."""
 
     def attn1_patch(n: Tensor, context: Tensor, value: Tensor, extra: Options) -> tuple:
-        site = Site(*extra["block"], extra["block_index"])
+        kind, number = extra["block"]
+        site = Site(kind, number, extra["block_index"])
         if not pass_.owns(site):
             return n, context, value
         pass_.grids[site] = tuple(extra["activations_shape"][-2:])

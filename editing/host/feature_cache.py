@@ -64,7 +64,9 @@ def plan_bytes(
         return field, 0.0, 0.0
     chosen = injection_sites(sites)
     width = {site: _width(patcher, site) for site in chosen}
-    features = float(frames * tokens[chosen[0]] * width[chosen[0]] * item * steps) if chosen else 0.0
+    features = (
+        float(frames * tokens[chosen[0]] * width[chosen[0]] * item * steps) if chosen else 0.0
+    )
     queries = 2.0 * key_frames * sum(tokens[s] * width[s] for s in chosen) * item * steps
     return field, features, queries
 
@@ -91,4 +93,4 @@ def _width(patcher: Any, site: Site) -> int:
     unet = unet_of(patcher)
     block = unet.output_blocks[site.number]
     module = next(m for m in block if type(m).__name__ == "SpatialTransformer")
-    return module.transformer_blocks[site.index].attn1.to_q.out_features
+    return module.transformer_blocks[site.transformer].attn1.to_q.out_features

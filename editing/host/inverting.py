@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..inversion import CONVENTIONS, final_sigma, invert
-from ..protocol import Pass, chunks
+from ..protocol import Pass, run_in_parts
 from ..session import source_of
 from ..types import Inversion, digest
 from .attach import edits_of
-from .call import ModelCall
+from .call import ModelCall, Room
 from .model import describe, fingerprint, format_name, require_supported
 from .notices import say
 from .paths import cache_folder, trim_cache
@@ -50,7 +50,7 @@ class InversionSampler(comfy.samplers.Sampler):
         self.kept: dict[int, Tensor] = {}
         self.clean: Tensor | None = None
 
-    def sample(
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         model_wrap: Any,
         sigmas: Tensor,
@@ -92,6 +92,7 @@ class Recorder:
         self.frames_per_pass, self.plain = frames_per_pass, plain
         self.context: Tensor | None = None
         self.pooled: Tensor | None = None
+        self.room = Room()
 
     def __call__(
         self,
@@ -110,10 +111,10 @@ class Recorder:
         if not self.plain:
             return executor(x, t, c_concat, c_crossattn, control, options, **extra)
         call = ModelCall(
-            executor, x, t, c_concat, c_crossattn, control, options, extra, sites=[]
+            executor, x, t, c_concat, c_crossattn, control, options, extra, [], room=self.room
         )
-        parts = chunks(torch.arange(call.frames), self.frames_per_pass)
-        return torch.cat([call.run(Pass(part)) for part in parts], 1).flatten(0, 1)
+        frames = torch.arange(call.frames)
+        return run_in_parts(call, frames, self.frames_per_pass, Pass)[1].flatten(0, 1)
 
     def __deepcopy__(self, memo: dict) -> Recorder:
         return self

@@ -17,7 +17,7 @@ PROBED = ("time_embed.0.bias", "time_embed.2.bias", "input_blocks.0.0.weight", "
 """Small weights that tell one checkpoint from another."""
 
 
-def unet_of(patcher: Any) -> torch.nn.Module:
+def unet_of(patcher: Any) -> Any:
     """The UNet, unwrapped if it was compiled."""
     unet = patcher.get_model_object("diffusion_model")
     return getattr(unet, "_orig_mod", unet)

@@ -15,7 +15,16 @@ from ..types import Inversion, Position
 from .model import fingerprint, format_name, is_compiled, require_supported
 from .notices import warn
 
-NOISY_SAMPLERS = ("ancestral", "sde", "lcm", "ddpm", "dpm_fast", "dpm_adaptive", "seeds", "sa_solver")
+NOISY_SAMPLERS = (
+    "ancestral",
+    "sde",
+    "lcm",
+    "ddpm",
+    "dpm_fast",
+    "dpm_adaptive",
+    "seeds",
+    "sa_solver",
+)
 """Parts of sampler names that add fresh noise, or choose their own sigmas."""
 
 

@@ -11,7 +11,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..types import Inversion
+from ..types import Inversion, Position
 from .attach import KEY, W
 from .call import ModelCall, per_frame
 from .model import feature_layers, latent_format, require_supported, sites_of
@@ -26,7 +26,7 @@ class WalkSampler(comfy.samplers.Sampler):
     def __init__(self, inversion: Inversion, steps: Sequence[int]) -> None:
         self.inversion, self.steps = inversion, steps
 
-    def sample(
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         model_wrap: Any,
         sigmas: Tensor,
@@ -115,7 +115,7 @@ def play_back(patcher: Any, inversion: Inversion, node: str) -> Tensor:
 
     guider = _guider(patcher, inversion, apply_model)
     format_ = latent_format(inversion.latent_format)
-    start = inversion.sigma_space(inversion.locate(float(inversion.sigmas[0])), inversion.sigmas[0])
+    start = inversion.sigma_space(Position(0), float(inversion.sigmas[0]))
     sigmas = torch.cat([inversion.sigmas, torch.tensor([inversion.final_sigma])]).float()
     bar = comfy.utils.ProgressBar(len(sigmas) - 1)
     return guider.sample(

@@ -21,7 +21,7 @@ def _load_host() -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401  (reads sys.argv once)
+        import comfy.cli_args
     finally:
         sys.argv = arguments
 

@@ -27,7 +27,8 @@ SD15 = {
 
 SDXL = SD15 | {
     "channel_mult": [1, 2, 2], "num_res_blocks": [2, 2, 2],
-    "transformer_depth": [0, 0, 2, 2, 3, 3], "transformer_depth_output": [3, 3, 3, 2, 2, 2, 0, 0, 0],
+    "transformer_depth": [0, 0, 2, 2, 3, 3],
+    "transformer_depth_output": [3, 3, 3, 2, 2, 2, 0, 0, 0],
     "transformer_depth_middle": 3, "use_linear_in_transformer": True,
     "num_classes": "sequential", "adm_in_channels": 2816,
 }  # fmt: skip

@@ -44,8 +44,9 @@ def declared_ids() -> set[str]:
 def decode(file: Path) -> tuple[int, int, int]:
     """Return (frames, height, width) of a video that decodes to its end."""
     with av.open(str(file)) as container:
-        frames = list(container.decode(video=0))
-    return len(frames), frames[0].height, frames[0].width
+        shapes = [(frame.height, frame.width) for frame in container.decode(video=0)]
+    assert len(set(shapes)) == 1, f"{file.name}: frames of several sizes: {set(shapes)}"
+    return len(shapes), *shapes[0]
 
 
 def test_the_pack_loads_without_a_complaint(host_server: HostServer) -> None:
@@ -80,11 +81,32 @@ def test_every_node_explains_itself(host_server: HostServer, object_info: dict[s
     assert not faults, "\n".join(faults)
 
 
-def test_a_stock_graph_gives_the_clip_back(host_server: HostServer) -> None:
+def test_the_templates_are_offered(host_server: HostServer) -> None:
+    names = sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
+    assert sorted(host_server.get_json("/workflow_templates").get(PACK_NAME, [])) == names
+
+
+@pytest.fixture(scope="module")
+def stock_clip(host_server: HostServer) -> tuple[int, int, int]:
+    """Write stock.mp4 to the server's input folder; return its (frames, height, width)."""
+    with av.open(str(host_server.base / "input" / "stock.mp4"), "w") as container:
+        stream = container.add_stream("h264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(9):
+            picture = np.full((48, 64, 3), 20 * i, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return 9, 48, 64
+
+
+def test_a_stock_graph_gives_the_clip_back(
+    host_server: HostServer, stock_clip: tuple[int, int, int]
+) -> None:
     run = host_server.run(STOCK, timeout=300)
     (entry,) = [e for e in run.files("4") if "filename" in e]
-    source = decode(ROOT / "demo" / "clips" / "stock.mp4")
-    assert decode(host_server.path_of(entry)) == source
+    assert decode(host_server.path_of(entry)) == stock_clip
+    assert not run.cached()
+    assert host_server.run(STOCK, timeout=60).cached() == set(STOCK)
 
 
 @pytest.mark.usefixtures("stock_clip")
