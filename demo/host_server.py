@@ -225,7 +225,10 @@ class HostServer:
         """
         import asyncio
 
-        return asyncio.run(asyncio.wait_for(self._follow(graph, listener), timeout))
+        try:
+            return asyncio.run(asyncio.wait_for(self._follow(graph, listener), timeout))
+        except asyncio.TimeoutError as error:
+            raise HostError(f"no end after {timeout:.0f} s:\n{self.log_tail()}") from error
 
     async def _follow(self, graph: Graph, listener: Listener | None) -> Run:
         import aiohttp
@@ -331,6 +334,8 @@ def main() -> int:
         shutil.copyfile(clip, base / "input" / clip.name)
     print(f"ComfyUI with Reweave: http://127.0.0.1:{options.port}  (stop it with Ctrl+C)")
     print(f"outputs go to {base / 'output'}", flush=True)
+    if os.name == "posix":
+        os.execve(command[0], command, server_environment())  # one process less to stop
     return subprocess.call(command, env=server_environment())
 
 

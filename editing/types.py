@@ -245,3 +245,21 @@ def trimmed(inversion: Inversion, start: int) -> Inversion:
         sigmas=inversion.sigmas[start:],
         timesteps=inversion.timesteps[start:],
     )
+
+
+def some_frames(inversion: Inversion, frames: Tensor) -> Inversion:
+    """The inversion of some of the clip's frames ([f] int64 frame numbers)."""
+
+    def rows(value: Tensor | None) -> Tensor | None:
+        return value if value is None or len(value) == 1 else value[frames]
+
+    context = rows(inversion.context)
+    assert context is not None
+    return replace(
+        inversion,
+        latents=inversion.latents[:, frames],
+        clean=inversion.clean[frames],
+        noisiest=None if inversion.noisiest is None else inversion.noisiest[frames],
+        context=context,
+        pooled=rows(inversion.pooled),
+    )

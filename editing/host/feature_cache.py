@@ -71,6 +71,21 @@ def plan_bytes(
     return field, features, queries
 
 
+def token_bytes(patcher: Any, sites: Sequence[Site], clean: Tensor, steps: int) -> float:
+    """Bytes of the float16 tokens of `sites` at `steps` steps; clean [F,C,h,w]."""
+    per_frame = sum(_tokens(patcher, site, clean) * _width(patcher, site) for site in sites)
+    return 2.0 * per_frame * len(clean) * steps
+
+
+def field_bytes(patcher: Any, clean: Tensor, steps: int) -> float:
+    """Bytes of a field with similarities, at rest, over every site; clean [F,C,h,w].
+
+    Two neighbours, each with an index (2 or 4 bytes) and a float16 similarity.
+    """
+    counts = [_tokens(patcher, site, clean) for site in sites_of(patcher)]
+    return sum(2.0 * count * (4 if count <= 32768 else 6) for count in counts) * len(clean) * steps
+
+
 def _tokens(patcher: Any, site: Site, latent: Tensor) -> int:
     level = _level(patcher, site)
     return -(-latent.shape[-2] // level) * -(-latent.shape[-1] // level)
@@ -91,6 +106,7 @@ def _level(patcher: Any, site: Site) -> int:
 
 def _width(patcher: Any, site: Site) -> int:
     unet = unet_of(patcher)
-    block = unet.output_blocks[site.number]
+    blocks = {"input": unet.input_blocks, "middle": [unet.middle_block]}
+    block = blocks.get(site.block, unet.output_blocks)[site.number]
     module = next(m for m in block if type(m).__name__ == "SpatialTransformer")
     return module.transformer_blocks[site.transformer].attn1.to_q.out_features

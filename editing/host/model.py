@@ -60,6 +60,15 @@ def sites_of(patcher: Any) -> list[Site]:
     ]
 
 
+def supported_sites(patcher: Any, node: str) -> list[Site]:
+    """`sites_of` a model that this pack can edit.
+
+    Raises: ValueError for any other model.
+    """
+    require_supported(patcher, node)
+    return sites_of(patcher)
+
+
 def feature_layers(patcher: Any) -> torch.nn.Module | None:
     """`out_layers` of the ResBlock beside the second decoder self-attention module."""
     number = feature_block(sites_of(patcher))

@@ -30,7 +30,7 @@ SDXL = SD15 | {
     "transformer_depth": [0, 0, 2, 2, 3, 3],
     "transformer_depth_output": [3, 3, 3, 2, 2, 2, 0, 0, 0],
     "transformer_depth_middle": 3, "use_linear_in_transformer": True,
-    "num_classes": "sequential", "adm_in_channels": 2816,
+    "num_classes": "sequential", "adm_in_channels": 2816, "num_heads": -1, "num_head_channels": 16,
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def patcher(
         generator = torch.Generator().manual_seed(seed)
         for weight in model.parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.05
+            scale = max(weight[:1].numel(), 1) ** -0.5 if weight.ndim > 1 else 0.05
             weight.data.copy_(noise * scale + (1.0 if weight.ndim == 1 else 0.0))
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
