@@ -1,4 +1,5 @@
-"""Loads the pack and the real ComfyUI into a benchmark's own process, on the CPU unless --gpu is given."""
+"""Loads the pack and the real ComfyUI into a benchmark's own process, on the CPU unless --gpu is
+given."""
 
 from __future__ import annotations
 

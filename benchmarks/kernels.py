@@ -32,9 +32,9 @@ def load_pack() -> None:
 
 
 load_pack()
-from common import write_result  # noqa: E402
-from reweave.kernels import frame_attention, layers, nn_field, propagate, schedule  # noqa: E402
-from reweave.tests.tolerances import assert_close  # noqa: E402
+from common import write_result
+from reweave.kernels import frame_attention, layers, nn_field, propagate, schedule
+from reweave.tests.tolerances import assert_close
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Faithfulness and consistency of edits with ground truth: python dev.py bench tokenflow_quality
 
-Every column edits the same 16-frame clips from the same inversion, with the same checkpoint, seeds, steps and cfg.
-Results of finished clips are kept in .cache/quality/, so that a stopped run goes on; --clips N takes the first N of both halves.
+Every column edits the same 16-frame clips from the same inversion, with the same checkpoint,
+seeds, steps and cfg.
+Results of finished clips are kept in .cache/quality/, so that a stopped run goes on; --clips N
+takes the first N of both halves.
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ from inprocess import HOST, load_demo_checkpoint, load_pack
 
 load_pack()
 
-import torch  # noqa: E402
-from common import write_result  # noqa: E402
-from demo.quality_clips import CLIPS, QualityClip, moving_scene  # noqa: E402
-from demo.scenes import COLOURS, PALETTE, draw, object_points, outline_distance  # noqa: E402
-from reweave.editing import host  # noqa: E402
-from reweave.editing.extended_attention import ExtendedAttention  # noqa: E402
-from reweave.editing.plug_and_play import PlugAndPlay  # noqa: E402
-from reweave.editing.tokenflow import TokenFlow  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+import torch
+from common import write_result
+from reweave.editing import host
+from reweave.editing.extended_attention import ExtendedAttention
+from reweave.editing.plug_and_play import PlugAndPlay
+from reweave.editing.tokenflow import TokenFlow
+from torch import Tensor
+from torch.nn import functional as F
+
+from demo.quality_clips import CLIPS, QualityClip, moving_scene
+from demo.scenes import COLOURS, PALETTE, draw, object_points, outline_distance
 
 SIZE, CFG = 128, 4.0
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"

@@ -1,1 +1,2 @@
-"""The embedded default: scene renderer, bundled footage, training scripts and checkpoint builder."""
+"""The embedded default: scene renderer, bundled footage, training scripts and checkpoint
+builder."""

@@ -1,7 +1,9 @@
-"""Builds a canny ControlNet for the demo checkpoint: its encoder, and output convolutions that are zero.
+"""Builds a canny ControlNet for the demo checkpoint: its encoder, and output convolutions that are
+zero.
 
 It has no effect until it is trained; it stands in so that the ControlNet template runs as it is.
-python demo/build_controlnet.py --checkpoint reweave_demo.safetensors --out reweave_demo_canny.safetensors
+python demo/build_controlnet.py --checkpoint reweave_demo.safetensors --out
+reweave_demo_canny.safetensors
 """
 
 from __future__ import annotations

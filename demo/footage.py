@@ -1,4 +1,5 @@
-"""The bundled real footage: frames, training crops, captions and the frames held out for measuring."""
+"""The bundled real footage: frames, training crops, captions and the frames held out for
+measuring."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ STYLE_NAMES = tuple(STYLES)
 
 @lru_cache(maxsize=2)
 def frames(path: Path = CLIP) -> Tensor:
-    """Every frame of a clip, uint8 [F, 3, H, W] in RGB; ValueError when the file is missing or holds no picture."""
+    """Every frame of a clip, uint8 [F, 3, H, W] in RGB; ValueError when the file is missing or
+    holds no picture."""
     import av
 
     if not path.is_file():
@@ -39,7 +41,8 @@ def split(count: int) -> tuple[list[int], list[int]]:
 
 
 def resized(pictures: Tensor, height: int, width: int, shift: Tensor | None = None) -> Tensor:
-    """uint8 [N, 3, H0, W0] cut to the wanted aspect and scaled: float32 [N, 3, height, width] in 0..1.
+    """uint8 [N, 3, H0, W0] cut to the wanted aspect and scaled: float32 [N, 3, height, width] in
+    0..1.
 
     shift [N] in 0..1 moves the cut from one end to the other; 0.5 (the middle) when missing.
     """
@@ -55,8 +58,11 @@ def resized(pictures: Tensor, height: int, width: int, shift: Tensor | None = No
     return F.interpolate(torch.stack(rows).float() / 255, (height, width), mode="area")
 
 
-def training_crops(n: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """n training frames [n, 3, height, width], cut at random places and mirrored half the time, with captions.
+def training_crops(
+    n: int, height: int, width: int, generator: torch.Generator
+) -> tuple[Tensor, list[str]]:
+    """n training frames [n, 3, height, width], cut at random places and mirrored half the time,
+    with captions.
 
     Half of the pictures keep the clip's own look, the others wear one of the styles.
     """

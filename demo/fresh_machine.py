@@ -111,23 +111,24 @@ def stage(name: str) -> Iterator[None]:
 
 
 def stamp_file(name: str, target: Path) -> Path:
-    where = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:8]
-    return CACHE / "stamps" / f"{name}-{where}"
+    folder = VENV if VENV in target.parents else CACHE  # a stamp goes when its environment goes
+    where = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:8]
+    return folder / "stamps" / f"{name}-{where}"
 
 
 def is_stamped(name: str, target: Path, key: str) -> bool:
     """Tell whether `target` exists and was made from exactly `key`."""
     file = stamp_file(name, target)
-    fresh = target.exists() and file.exists() and file.read_text(encoding="utf-8") == key
-    if fresh:
+    if target.exists() and file.exists() and file.read_text(encoding="utf-8") == key:
         print(f"== {name}: up to date", flush=True)
-    return fresh
+        return True
+    file.unlink(missing_ok=True)  # or what is made next counts as whole when it is interrupted
+    return False
 
 
 def put_stamp(name: str, target: Path, key: str) -> None:
-    file = stamp_file(name, target)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(key, encoding="utf-8")
+    stamp_file(name, target).parent.mkdir(parents=True, exist_ok=True)
+    stamp_file(name, target).write_text(key, encoding="utf-8")
 
 
 def content_key(*parts: str | Path) -> str:
@@ -277,23 +278,11 @@ def install_requirements(python: Path, host: Path) -> None:
 
 def require_packages(python: Path) -> None:
     """Raise Failure when an environment given with --python lacks something. It is not changed."""
-    modules = [
-        "torch",
-        "torchvision",
-        "aiohttp",
-        "requests",
-        "av",
-        "einops",
-        "safetensors",
-        "scipy",
-        "cv2",
-    ]
-    modules += ["kornia", "matplotlib", "comfyui_frontend_package"]
-    code = (
-        "import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if not u.find_spec(m)))"
-    )
+    modules = "torch torchvision aiohttp requests av einops safetensors scipy cv2 kornia matplotlib"
+    lacking = "print(*(m for m in sys.argv[1:] if not importlib.util.find_spec(m)))"
+    code = f"import importlib.util, sys; {lacking}"
     result = subprocess.run(
-        [str(python), "-c", code, *modules], capture_output=True, text=True, check=False
+        [str(python), "-c", code, *modules.split()], capture_output=True, text=True, check=False
     )
     if result.returncode or result.stdout.strip():
         missing = result.stdout.strip() or result.stderr.strip()
@@ -308,12 +297,12 @@ def build_models(python: Path, host: Path) -> None:
     """Build the demo's checkpoint and ControlNet from the weights in the repository."""
     demo, models = ROOT / "demo", host / "models"
     checkpoint = models / "checkpoints" / CHECKPOINT
-    script, sources = demo / "build_checkpoint.py", content_key(demo / "nets.py", demo / "weights")
+    sources = content_key(demo / "nets.py", demo / "weights")
+    script = demo / "build_checkpoint.py"
     build(python, script, host, checkpoint, [], content_key(script, sources))
-    script = demo / "build_controlnet.py"
-    key = content_key(script, sources)
-    arguments = ["--checkpoint", str(checkpoint)]
-    build(python, script, host, models / "controlnet" / CONTROLNET, arguments, key)
+    script, control = demo / "build_controlnet.py", models / "controlnet" / CONTROLNET
+    extra = ["--checkpoint", str(checkpoint)]
+    build(python, script, host, control, extra, content_key(script, sources))
 
 
 def build(

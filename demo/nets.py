@@ -1,4 +1,5 @@
-"""The demo checkpoint's networks, built from the host's own classes so that training and ComfyUI run the same code."""
+"""The demo checkpoint's networks, built from the host's own classes so that training and ComfyUI
+run the same code."""
 
 from __future__ import annotations
 
@@ -33,9 +34,12 @@ UNET_CONFIG: dict[str, Any] = {
 
 
 def host_module(name: str, comfyui: Path = HOST) -> ModuleType:
-    """A module of the host, for example 'comfy.taesd.taesd'; ValueError when the host is not there."""
+    """A module of the host, for example 'comfy.taesd.taesd'; ValueError when the host is not
+    there."""
     if not (comfyui / "comfy").is_dir():
-        raise ValueError(f"no ComfyUI at {comfyui}: run 'python dev.py setup' or pass --comfyui DIR")
+        raise ValueError(
+            f"no ComfyUI at {comfyui}: run 'python dev.py setup' or pass --comfyui DIR"
+        )
     if str(comfyui) not in sys.path:
         sys.path.insert(0, str(comfyui))
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
@@ -44,7 +48,8 @@ def host_module(name: str, comfyui: Path = HOST) -> ModuleType:
 
 
 def build_vae(comfyui: Path = HOST) -> nn.Module:
-    """A TAESD autoencoder with our initial weights: pictures 0..1 <-> 4 latent channels at 1/8 size."""
+    """A TAESD autoencoder with our initial weights: pictures 0..1 <-> 4 latent channels at 1/8
+    size."""
     taesd = host_module("comfy.taesd.taesd", comfyui)
     net = taesd.TAESD()
     for module in net.modules():
@@ -54,7 +59,9 @@ def build_vae(comfyui: Path = HOST) -> nn.Module:
                 nn.init.zeros_(module.bias)
     for module in net.modules():
         if isinstance(module, taesd.Block):
-            module.conv[4].weight.data *= 0.1  # near-identity blocks: a deep net without norms starts stable
+            module.conv[
+                4
+            ].weight.data *= 0.1  # near-identity blocks: a deep net without norms starts stable
     net.taesd_decoder[-1].weight.data *= 0.1
     net.taesd_decoder[-1].bias.data.fill_(0.5)
     net.vae_scale.requires_grad_(False)
@@ -66,7 +73,9 @@ def build_unet(comfyui: Path = HOST, **changes: Any) -> nn.Module:
     """The demo's UNet with initial weights: every residual branch and the output start at zero."""
     module = host_module("comfy.ldm.modules.diffusionmodules.openaimodel", comfyui)
     ops = host_module("comfy.ops", comfyui).disable_weight_init
-    net = module.UNetModel(**{**UNET_CONFIG, **changes}, dtype=torch.float32, device="cpu", operations=ops)
+    net = module.UNetModel(
+        **{**UNET_CONFIG, **changes}, dtype=torch.float32, device="cpu", operations=ops
+    )
     for name, weight in net.named_parameters():
         if weight.dim() == 4:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))

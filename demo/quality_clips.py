@@ -1,6 +1,7 @@
 """Twenty named moving scenes with an edit each: what the quality benchmark is measured on.
 
-Ten name the colour that the object shall take; ten leave the layout of a texture, or a colour, to the model, so that
+Ten name the colour that the object shall take; ten leave the layout of a texture, or a colour, to
+the model, so that
 frames edited one by one really disagree.
 """
 

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from demo.host_server import FINAL, Graph, HostError, HostServer, device_arguments, title  # noqa: E402
+from demo.host_server import FINAL, Graph, HostError, HostServer, device_arguments, title
 
 WORKFLOW = ROOT / "tests" / "api" / "tokenflow_plug_and_play.json"
 SHOWN_WIDTH = 480  # of each half of the side-by-side clip: the demo's frames are small

@@ -1,7 +1,9 @@
 """Rendered scenes with ground truth: picture, caption, mask, exact optical flow and exact layer uv.
 
-A scene is one object in front of one background, drawn from a few numbers by plain tensor arithmetic at any size.
-Coordinates: y runs from -1 (top) to 1 (bottom), x from -W/H to W/H; the object's own uv has its outline near 1.
+A scene is one object in front of one background, drawn from a few numbers by plain tensor
+arithmetic at any size.
+Coordinates: y runs from -1 (top) to 1 (bottom), x from -W/H to W/H; the object's own uv has its
+outline near 1.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ SPOTS = 9
 
 @dataclass(frozen=True)
 class Scene:
-    """A batch of N scenes. Index fields are int64 [N] into the module's name tuples; the rest is float32.
+    """A batch of N scenes. Index fields are int64 [N] into the module's name tuples; the rest is
+    float32.
 
-    Pose (per frame of a clip): centre [N, 2] (x, y), radius [N], angle [N] in radians, pan [N, 2] (background shift).
+    Pose (per frame of a clip): centre [N, 2] (x, y), radius [N], angle [N] in radians, pan [N, 2]
+    (background shift).
     Layout (fixed for a clip, never told by the caption): tone [N, 3] second colour of the texture,
     spots [N, 9, 3] (u, v, radius), patches [N, 1, 6, 6] and clouds [N, 1, 10, 10] value noise,
     stripes and bars [N, 3] (angle, frequency, phase) of the object's and the background's pattern.
@@ -75,7 +79,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What draw() gives: image [N, 3, H, W] in 0..1, mask [N, 1, H, W] (soft), uv [N, 2, H, W] of the object's layer."""
+    """What draw() gives: image [N, 3, H, W] in 0..1, mask [N, 1, H, W] (soft), uv [N, 2, H, W] of
+    the object's layer."""
 
     image: Tensor
     mask: Tensor
@@ -109,7 +114,9 @@ def random_scenes(n: int, generator: torch.Generator, styled: float = 0.2) -> Sc
         angle=uniform(-0.35, 0.35),
         pan=torch.zeros(n, 2),
         tone=_second_tone(base, uniform(0, 1, 3)),
-        spots=torch.cat([cells + uniform(-0.16, 0.16, SPOTS, 2), uniform(0.13, 0.24, SPOTS, 1)], -1),
+        spots=torch.cat(
+            [cells + uniform(-0.16, 0.16, SPOTS, 2), uniform(0.13, 0.24, SPOTS, 1)], -1
+        ),
         patches=uniform(0, 1, 1, 6, 6),
         stripes=torch.stack([uniform(0, math.pi), uniform(5.5, 9), uniform(0, 2 * math.pi)], -1),
         clouds=uniform(0, 1, 1, 10, 10),
@@ -135,7 +142,9 @@ def object_uv(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
     shape = (-1,) + (1,) * (x.dim() - 1)
     cos, sin = scene.angle.cos().view(shape), scene.angle.sin().view(shape)
     dx, dy = x - scene.centre[:, 0].view(shape), y - scene.centre[:, 1].view(shape)
-    return torch.stack([dx * cos + dy * sin, dy * cos - dx * sin], 1) / scene.radius.view(-1, 1, *shape[1:])
+    return torch.stack([dx * cos + dy * sin, dy * cos - dx * sin], 1) / scene.radius.view(
+        -1, 1, *shape[1:]
+    )
 
 
 def object_points(scene: Scene, uv: Tensor) -> Tensor:
@@ -148,7 +157,8 @@ def object_points(scene: Scene, uv: Tensor) -> Tensor:
 
 
 def outline_distance(uv: Tensor) -> Tensor:
-    """Signed distance-like value [N, 6, ...] of every shape at uv [N, 2, ...]: negative inside; order of SHAPES."""
+    """Signed distance-like value [N, 6, ...] of every shape at uv [N, 2, ...]: negative inside;
+    order of SHAPES."""
     u, v = uv[:, 0], uv[:, 1]
     au, av = u.abs(), v.abs()
     r, theta = torch.sqrt(u * u + v * v + 1e-8), torch.atan2(u, -v)
@@ -199,11 +209,14 @@ def _noise(values: Tensor, x: Tensor, y: Tensor, reach: float) -> Tensor:
     """Smooth value noise [N, H, W]; the grid covers -reach..reach and is mirrored outside."""
     n = len(values)
     at = torch.stack(torch.broadcast_tensors(x / reach, y / reach), -1).expand(n, -1, -1, -1)
-    return F.grid_sample(values, at, mode="bicubic", padding_mode="reflection", align_corners=True)[:, 0]
+    return F.grid_sample(values, at, mode="bicubic", padding_mode="reflection", align_corners=True)[
+        :, 0
+    ]
 
 
 def _object(scene: Scene, uv: Tensor) -> Tensor:
-    """The object's layer [N, 3, H, W]: colour, texture in its second tone, and a soft light from the top left."""
+    """The object's layer [N, 3, H, W]: colour, texture in its second tone, and a soft light from
+    the top left."""
     u, v = uv[:, 0], uv[:, 1]
     spots = scene.spots.view(len(scene), SPOTS, 3, 1, 1)
     gap = ((u[:, None] - spots[:, :, 0]).square() + (v[:, None] - spots[:, :, 1]).square()).sqrt()
@@ -227,7 +240,11 @@ def _background(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
     amount = amount[torch.arange(len(scene)), scene.pattern][:, None]
     base = _palette(scene.back)
     dark = base.mean(1, keepdim=True) < 0.3
-    return torch.lerp(base, torch.where(dark & (scene.back == 7).view(-1, 1, 1, 1), base + 0.2, base * 0.6), amount)
+    return torch.lerp(
+        base,
+        torch.where(dark & (scene.back == 7).view(-1, 1, 1, 1), base + 0.2, base * 0.6),
+        amount,
+    )
 
 
 def _palette(index: Tensor) -> Tensor:
@@ -237,7 +254,8 @@ def _palette(index: Tensor) -> Tensor:
 def caption(
     colour: str, texture: str, shape: str, back: str, pattern: str, style: str = "none"
 ) -> str:
-    """The one grammar; an empty word leaves that attribute out, no back and no pattern leave the background out."""
+    """The one grammar; an empty word leaves that attribute out, no back and no pattern leave the
+    background out."""
     words = ["a", colour, texture, shape]
     if back or pattern:
         words += ["on a", back, pattern, "background"]
@@ -246,7 +264,8 @@ def caption(
 
 
 def scene_captions(scene: Scene, generator: torch.Generator | None = None) -> list[str]:
-    """Captions of the scenes: complete without a generator, else some attributes are left out and 10 % are empty."""
+    """Captions of the scenes: complete without a generator, else some attributes are left out and
+    10 % are empty."""
     names = zip(
         *(
             [table[i] for i in index.tolist()]

@@ -1,4 +1,5 @@
-"""Whole-picture styles as deterministic pixel transforms: easy to learn for a small network, easy to see for a person."""
+"""Whole-picture styles as deterministic pixel transforms: easy to learn for a small network, easy
+to see for a person."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def luma(image: Tensor) -> Tensor:
 
 
 def edges(image: Tensor) -> Tensor:
-    """Edge strength [N, 1, H, W], about 0..1, of image [N, 3, H, W]: the largest colour step to the neighbours."""
+    """Edge strength [N, 1, H, W], about 0..1, of image [N, 3, H, W]: the largest colour step to
+    the neighbours."""
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
     dx = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]).abs()
     dy = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]).abs()
@@ -37,7 +39,9 @@ def _tint(grey: Tensor, dark: tuple[float, ...], light: tuple[float, ...]) -> Te
 def pencil_sketch(image: Tensor) -> Tensor:
     """Grey lines and a light wash on warm paper."""
     ink = (edges(image) * 1.6).clamp(0, 0.85)
-    return _tint(((0.72 + 0.28 * luma(image)) * (1 - ink)).clamp(0, 1), (0.1, 0.1, 0.12), (0.98, 0.97, 0.93))
+    return _tint(
+        ((0.72 + 0.28 * luma(image)) * (1 - ink)).clamp(0, 1), (0.1, 0.1, 0.12), (0.98, 0.97, 0.93)
+    )
 
 
 def sepia_photo(image: Tensor) -> Tensor:
@@ -51,7 +55,9 @@ def neon_night(image: Tensor) -> Tensor:
     glow = (edges(image) * 1.5).clamp(0, 1)
     vivid = (grey + (image - grey) * 1.8).clamp(0, 1)
     night = vivid * 0.35 + image.new_tensor((0.03, 0.02, 0.14)).view(1, 3, 1, 1)
-    return torch.lerp(night, _tint(vivid.amax(1, keepdim=True), (0.1, 0.9, 1.0), (1.0, 0.25, 0.85)), glow)
+    return torch.lerp(
+        night, _tint(vivid.amax(1, keepdim=True), (0.1, 0.9, 1.0), (1.0, 0.25, 0.85)), glow
+    )
 
 
 def watercolor(image: Tensor) -> Tensor:
@@ -65,13 +71,17 @@ def watercolor(image: Tensor) -> Tensor:
 def autumn(image: Tensor) -> Tensor:
     """Greens turn orange and red, the light becomes warm."""
     red, green, blue = image.unbind(1)
-    return torch.stack([0.25 * red + 0.95 * green, 0.35 * red + 0.4 * green, 0.6 * blue + 0.05], 1).clamp(0, 1)
+    return torch.stack(
+        [0.25 * red + 0.95 * green, 0.35 * red + 0.4 * green, 0.6 * blue + 0.05], 1
+    ).clamp(0, 1)
 
 
 def ice(image: Tensor) -> Tensor:
     """Everything frozen: pale blue to white."""
     grey = luma(image)
-    return (_tint((grey * 1.25).clamp(0, 1), (0.05, 0.2, 0.45), (0.93, 0.98, 1.0)) * 0.85 + image * 0.15).clamp(0, 1)
+    return (
+        _tint((grey * 1.25).clamp(0, 1), (0.05, 0.2, 0.45), (0.93, 0.98, 1.0)) * 0.85 + image * 0.15
+    ).clamp(0, 1)
 
 
 STYLES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,7 +1,10 @@
-"""Train the demo's autoencoder: encoder and decoder together, or the decoder alone once the encoder is frozen.
+"""Train the demo's autoencoder: encoder and decoder together, or the decoder alone once the
+encoder is frozen.
 
-python demo/train_vae.py --minutes 15            trains both and then fixes the latents' mean and deviation
-python demo/train_vae.py --decoder --minutes 30  goes on with the decoder alone; the latents stay as they are
+python demo/train_vae.py --minutes 15            trains both and then fixes the latents' mean and
+deviation
+python demo/train_vae.py --decoder --minutes 30  goes on with the decoder alone; the latents stay
+as they are
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ CROP = 64
 
 
 def training_batch(n: int, generator: torch.Generator) -> Tensor:
-    """n pictures [n, 3, 64, 64]: scenes drawn at 64 and cut from 128 pixels, and cuts of the footage."""
+    """n pictures [n, 3, 64, 64]: scenes drawn at 64 and cut from 128 pixels, and cuts of the
+    footage."""
     scene_count, small = n - 3 * n // 8, n // 4
     drawn = scenes.draw(scenes.random_scenes(small, generator), CROP).image
     large = scenes.draw(scenes.random_scenes(scene_count - small, generator), 128).image
@@ -47,7 +51,9 @@ def _crops(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def reconstruction_loss(made: Tensor, wanted: Tensor) -> Tensor:
     """Absolute, gradient and squared error in one."""
     error = made - wanted
-    slope = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    slope = (error[..., 1:] - error[..., :-1]).abs().mean() + (
+        error[..., 1:, :] - error[..., :-1, :]
+    ).abs().mean()
     return error.abs().mean() + 0.5 * slope + 4 * error.square().mean()
 
 
@@ -60,14 +66,18 @@ def psnr(made: Tensor, wanted: Tensor) -> float:
 def latent_statistics(net: nn.Module, device: str) -> tuple[Tensor, Tensor]:
     """Mean [4] and deviation [4] of the latents of scenes and footage."""
     generator = torch.Generator().manual_seed(1234)
-    latents = torch.cat([net.taesd_encoder(training_batch(32, generator).to(device)) for _ in range(6)])
+    latents = torch.cat(
+        [net.taesd_encoder(training_batch(32, generator).to(device)) for _ in range(6)]
+    )
     return latents.mean((0, 2, 3)).cpu(), latents.std((0, 2, 3)).cpu()
 
 
 @torch.no_grad()
 def held_out(net: nn.Module, device: str) -> tuple[float, float]:
     """PSNR in dB on scenes and on footage frames that are never trained on."""
-    drawn = scenes.draw(scenes.random_scenes(16, torch.Generator().manual_seed(987654), 0.0), 128).image
+    drawn = scenes.draw(
+        scenes.random_scenes(16, torch.Generator().manual_seed(987654), 0.0), 128
+    ).image
     clip = footage.frames()
     real = footage.resized(clip[footage.split(len(clip))[1]], 96, 160)
     scores = []
@@ -82,7 +92,9 @@ def main() -> None:
     parser = arguments(__doc__ or "", minutes=15)
     parser.add_argument("--decoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--muon", type=float, default=0.02, help="Muon's rate; 0 trains everything with AdamW")
+    parser.add_argument(
+        "--muon", type=float, default=0.02, help="Muon's rate; 0 trains everything with AdamW"
+    )
     parser.add_argument("--rate", type=float, default=6e-4)
     options = parser.parse_args()
     path = options.cache / "vae.pt"
@@ -105,7 +117,11 @@ def main() -> None:
                 optimizer.load_state_dict(kept)
 
     def save(done: bool) -> None:
-        record = {"net": net.state_dict(), "decoder": options.decoder, "generator": generator.get_state()}
+        record = {
+            "net": net.state_dict(),
+            "decoder": options.decoder,
+            "generator": generator.get_state(),
+        }
         kept = [optimizer.state_dict() for optimizer in made]
         save_atomically({**record, **state, "done": done, "optimizers": kept}, path)
 
@@ -122,7 +138,9 @@ def main() -> None:
         loss = reconstruction_loss(picture, wanted)
         if not options.decoder:
             spread = latents.std((0, 2, 3))
-            loss = loss + 1e-3 * (latents.mean((0, 2, 3)).square().mean() + (spread - 1).square().mean())
+            loss = loss + 1e-3 * (
+                latents.mean((0, 2, 3)).square().mean() + (spread - 1).square().mean()
+            )
         net.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([weight for _, weight in named], 1.0)
@@ -134,8 +152,10 @@ def main() -> None:
         last = now
         if state["step"] % 50 == 0:
             drawn, real = held_out(net, options.device) if state["step"] % 200 == 0 else (0.0, 0.0)
-            log(f"{state['step']} {state['seconds']:.0f}s loss {float(loss):.4f} "
-                f"psnr {psnr(picture.detach(), wanted):.2f} held out {drawn:.2f} {real:.2f}")
+            log(
+                f"{state['step']} {state['seconds']:.0f}s loss {float(loss):.4f} "
+                f"psnr {psnr(picture.detach(), wanted):.2f} held out {drawn:.2f} {real:.2f}"
+            )
         if now - saved_at > 120:
             save(False)
             saved_at = now

@@ -49,15 +49,19 @@ def logger(path: Path) -> Callable[[str], None]:
 
 
 def fast_bf16(device: str) -> bool:
-    """Whether bfloat16 pays: CUDA, or a CPU with AVX512-bf16 or AMX (elsewhere it is many times slower)."""
+    """Whether bfloat16 pays: CUDA, or a CPU with AVX512-bf16 or AMX (elsewhere it is many times
+    slower)."""
     if device.startswith("cuda"):
         return True
-    has = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    has = [
+        getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
+    ]
     return device == "cpu" and any(check is not None and check() for check in has)
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: five quintic Newton-Schulz steps (Muon, K. Jordan 2024)."""
+    """The nearest semi-orthogonal matrix, roughly: five quintic Newton-Schulz steps (Muon, K.
+    Jordan 2024)."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
@@ -68,7 +72,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalized updates for weight matrices and convolutions (2 or 4 dimensions)."""
+    """Momentum with orthogonalized updates for weight matrices and convolutions (2 or 4
+    dimensions)."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -87,8 +92,11 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(orthogonalized(update).view_as(weight), alpha=-group["lr"] * size)
 
 
-def optimizers(named: Iterable[tuple[str, nn.Parameter]], adam_lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for inner matrices and convolutions, AdamW for the rest; 'initial_lr' keeps each one's full rate."""
+def optimizers(
+    named: Iterable[tuple[str, nn.Parameter]], adam_lr: float, muon_lr: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for inner matrices and convolutions, AdamW for the rest; 'initial_lr' keeps each one's
+    full rate."""
     matrices, others = [], []
     for _name, weight in named:
         inner = weight.dim() in (2, 4) and min(weight.flatten(1).shape) >= 16

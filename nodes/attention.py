@@ -31,7 +31,7 @@ MODEL_TOOLTIP = (
 def model_output(what: str) -> io.Output:
     """The MODEL with one more edit."""
     tooltip = f"The model with {what}. Connect it to the sampler or to the next Reweave node."
-    return io.Model.Output("model", display_name="model", tooltip=tooltip)
+    return io.Model.Output("model_out", display_name="model", tooltip=tooltip)
 
 
 class ExtendedAttention(io.ComfyNode):

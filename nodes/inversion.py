@@ -59,8 +59,8 @@ class InvertVideo(io.ComfyNode):
                     default=50,
                     min=1,
                     max=1000,
-                    tooltip="Sampling steps that an edit will have; only these levels are kept. "
-                    "'steps' must be a multiple of it. Good: 50; for quick tries: 25.",
+                    tooltip="Sampling steps that an edit will have (at most 'steps'); only these "
+                    "levels are kept. 'steps' must be a multiple of it. Good: 50; quick tries: 25.",
                 ),
                 io.Combo.Input(
                     "evaluation",
@@ -96,7 +96,7 @@ class InvertVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         check_choice("Invert Video", "storage", storage, inversion.STORAGE)
         check_range("Invert Video", "steps", steps, 1, 1000)
-        check_range("Invert Video", "saved_steps", saved_steps, 1, steps)
+        check_range("Invert Video", "saved_steps", saved_steps, 1, 1000)
         half = storage == inversion.STORAGE[0]
         request = host.InversionRequest(steps, saved_steps, evaluation, half, frames_per_pass)
         found = host.invert_clip(model, positive, latent, request)
@@ -247,12 +247,12 @@ class CheckInversion(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    "report",
+                    "report_out",
                     display_name="report",
                     tooltip="Likeness of every frame in decibels (PSNR), and advice in words.",
                 ),
                 io.Image.Output(
-                    "plot",
+                    "plot_out",
                     display_name="plot",
                     tooltip="The same as a picture: frames from left to right, decibels upwards. "
                     "From 30 dB on, the inversion is good.",
@@ -290,7 +290,7 @@ class KeyFrameInversion(io.ComfyNode):
                 sockets.inversion_output(),
                 *sockets.start_outputs(),
                 io.Int.Output(
-                    "count",
+                    "count_out",
                     display_name="count",
                     tooltip="How many key frames there are.",
                 ),

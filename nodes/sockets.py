@@ -1,4 +1,7 @@
-"""The pack's own sockets, each defined once, and inputs that several nodes share."""
+"""The pack's own sockets, each defined once, and inputs that several nodes share.
+
+Ids of outputs end in _out: ComfyUI wants them to differ from those of the inputs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def inversion_input(tooltip: str, optional: bool = False) -> io.Input:
 def inversion_output() -> io.Output:
     """An inversion, for every node that reads the source."""
     return Inversion.Output(
-        "inversion",
+        "inversion_out",
         display_name="inversion",
         tooltip="The clip's latents at every noise level. Connect it to TokenFlow, Plug-and-Play, "
         "Inversion Latent and the check and save nodes.",
@@ -30,12 +33,12 @@ def start_outputs() -> list[io.Output]:
     """Where sampling starts: the LATENT and its SIGMAS."""
     return [
         io.Latent.Output(
-            "latent",
+            "latent_out",
             display_name="latent",
             tooltip="The frames as noise: the latent_image of SamplerCustom, with add_noise off.",
         ),
         io.Sigmas.Output(
-            "sigmas",
+            "sigmas_out",
             display_name="sigmas",
             tooltip="The noise levels that go with this latent. Connect them to SamplerCustom.",
         ),

@@ -22,7 +22,7 @@ FILES = "nn_fields"
 def field_output() -> io.Output:
     """A field, for TokenFlow and the preview."""
     return sockets.NNFieldSocket.Output(
-        "nn_field",
+        "nn_field_out",
         display_name="nn_field",
         tooltip="For every place of every frame: the place in the key frames that looks the same "
         "to the model. Connect it to TokenFlow, Preview or Save.",
@@ -61,7 +61,7 @@ class ExtractTokens(io.ComfyNode):
             ],
             outputs=[
                 sockets.Tokens.Output(
-                    "tokens",
+                    "tokens_out",
                     display_name="tokens",
                     tooltip="The source's tokens. Connect them to Preview Tokens or to "
                     "Nearest-Neighbour Field.",
@@ -109,7 +109,7 @@ class PreviewTokens(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    "image",
+                    "image_out",
                     display_name="image",
                     tooltip="One picture per frame, the last kept step; with several sites one "
                     "block of frames after the other.",
@@ -283,13 +283,13 @@ class PreviewNNField(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    "matches",
+                    "matches_out",
                     display_name="matches",
                     tooltip="Every place in the colour of the place that it was found at; a "
                     "still clip shows the same colour wheel in all frames.",
                 ),
                 io.Image.Output(
-                    "reassembled",
+                    "reassembled_out",
                     display_name="reassembled",
                     tooltip="The clip built from the key frames' pixels along the field.",
                 ),

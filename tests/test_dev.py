@@ -163,8 +163,20 @@ def test_stamps_follow_the_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert fresh_machine.is_stamped("stage", target, key)
     (source / "a").write_text("2")
     assert not fresh_machine.is_stamped("stage", target, fresh_machine.content_key("text", source))
+    (source / "a").write_text("1")  # the failed look took the stamp away: the target is suspect
+    assert not fresh_machine.is_stamped("stage", target, key)
+    fresh_machine.put_stamp("stage", target, key)
     target.unlink()
     assert not fresh_machine.is_stamped("stage", target, key)
+
+
+def test_the_stamps_of_an_environment_go_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fresh_machine, "VENV", tmp_path / ".venv")
+    python = fresh_machine.venv_python()
+    assert (tmp_path / ".venv") in fresh_machine.stamp_file("packages", python).parents
+    assert (tmp_path / ".venv") not in fresh_machine.stamp_file("x", tmp_path / "models").parents
 
 
 def test_every_tool_is_pinned_and_no_dependency_is() -> None:

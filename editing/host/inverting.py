@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -145,10 +146,10 @@ def invert_clip(
     saved = saved_levels(sampling, request, sigmas)
     key = cache_key(patcher, positive, samples, request)
     path = cache_folder() / "inversions" / f"{key}.safetensors" if key else None
-    if path is not None and path.is_file():
+    found = _from_cache(path)
+    if found is not None:
         say("this clip was inverted before with the same settings; taken from the cache")
-        path.touch()
-        return Inversion.load(path)
+        return found
     plan = len(saved) * samples.numel() * (2 if request.half else 4) / 1e6
     say(f"inverting {len(samples)} frames in {len(sigmas)} steps; keeps {plan:.0f} MB")
     inversion = _run(patcher, positive, samples, request, sigmas, saved)
@@ -159,6 +160,19 @@ def invert_clip(
         except ValueError as error:
             say(f"the inversion is not cached: {error}")
     return inversion
+
+
+def _from_cache(path: Path | None) -> Inversion | None:
+    """The inversion in the cache; an unreadable file there counts as absent."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = Inversion.load(path)
+    except ValueError:
+        path.unlink(missing_ok=True)
+        return None
+    path.touch()
+    return found
 
 
 def check_request(patcher: Any, samples: Tensor, request: InversionRequest) -> None:

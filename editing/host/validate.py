@@ -129,8 +129,8 @@ def check_schedule(names: str, inversion: Inversion, sigmas: Tensor) -> None:
             low, high = float(inversion.sigmas[-1]), float(inversion.sigmas[0])
             raise ValueError(
                 f"{names}: step {number + 1} of {len(sigmas) - 1} starts at sigma {sigma:.4g}, "
-                f"which the inversion ({len(inversion.sigmas)} steps, {low:.4g} to {high:.4g}) does "
-                "not hold. Connect the SIGMAS of Inversion Latent to SamplerCustom, or use "
+                f"which the inversion ({len(inversion.sigmas)} steps, {low:.4g} to {high:.4g}) "
+                "does not hold. Connect the SIGMAS of Inversion Latent to SamplerCustom, or use "
                 f"scheduler ddim_uniform with {len(inversion.sigmas)} steps."
             )
 
@@ -142,11 +142,11 @@ def check_start(
     if not bool(noise.any()):
         return
     # latents are unscaled here: directions are compared, not sizes
-    start = inversion.at(inversion.locate(sigma) or Position(0))
-    same = torch.nn.functional.cosine_similarity(
-        start.flatten(), latent.cpu().float().flatten(), dim=0
-    )
-    if float(same) > 0.98:
+    came = latent.cpu().float().flatten()
+    start = inversion.at(inversion.locate(sigma) or Position(0)).flatten()
+    noisy = float(torch.nn.functional.cosine_similarity(start, came, dim=0))
+    clean = float(torch.nn.functional.cosine_similarity(inversion.clean.float().flatten(), came, 0))
+    if noisy > 0.98 and noisy > clean:
         raise ValueError(
             f"{names}: the sampler adds noise to latents that are already inverted. "
             "Switch 'add_noise' off in the sampler."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ ABSENT_AT_FIRST = ("/user.css", "/userdata/", "/userdata?")
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # or the templates dialog covers the page
     "Comfy.Release.Status": "skip",
-    "Comfy.Workflow.Persist": False,  # or a reload brings the last test's graph back
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Graph.CanvasMenu": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text in a picture of the whole graph
@@ -38,6 +38,10 @@ PLACE = """() => {
     return {x: left, y: top, width: Math.min(innerWidth - left, (r - x) * s + 2 * m),
             height: Math.min(innerHeight - top, (d - y) * s + 2 * m)}
 }"""
+# The first workflow is open: a graph that is loaded earlier is lost to the page's own start.
+READY = """() => window.app?.graph && window.LiteGraph
+    && window.app.extensionManager?.workflow?.activeWorkflow
+    && Object.keys(LiteGraph.registered_node_types).length > 100"""
 UNKNOWN = """() => app.graph.nodes
     .filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"""
 
@@ -54,6 +58,7 @@ class Frontend:
         self.page = page
         self.url = url
         self.errors: list[str] = []
+        self.errors_at_start: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(f"pageerror: {error}"))
         page.on("console", self._listen)
         page.route("**/*", self._stay_here)
@@ -61,11 +66,11 @@ class Frontend:
     def open(self) -> None:
         """Load the page and wait until the graph editor is ready."""
         for name, value in SETTINGS.items():
-            self.page.request.post(f"{self.url}/api/settings/{name}", data=value)
+            body, headers = json.dumps(value), {"Content-Type": "application/json"}
+            self.page.request.post(f"{self.url}/api/settings/{name}", data=body, headers=headers)
         self.page.goto(self.url, wait_until="domcontentloaded")
-        ready = "window.app?.graph && window.app.extensionManager && window.LiteGraph"
-        self.page.wait_for_function(ready, timeout=120_000)
-        self.page.wait_for_function("Object.keys(LiteGraph.registered_node_types).length > 100")
+        self.page.wait_for_function(READY, timeout=120_000)
+        self.errors_at_start = list(self.errors)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow in UI format."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reweave.demo.host_server import HostServer
+from reweave.demo.host_server import PACK_NAME, HostServer
 from reweave.tests.browser.frontend import Frontend, find_chromium, open_frontend
 
 pytestmark = pytest.mark.browser
@@ -44,6 +44,12 @@ def errors(frontend: Frontend) -> list[str]:
 def meaning(graph: dict[str, Any]) -> dict[str, Any]:
     """Return what the server acts on: classes and inputs, without titles."""
     return {node: (entry["class_type"], entry["inputs"]) for node, entry in graph.items()}
+
+
+def test_the_page_opens_without_errors_of_ours(frontend: Frontend) -> None:
+    """The page has some of its own: version 1.32.9 stores a setting that it has not declared."""
+    ours = f"/extensions/{PACK_NAME}/"
+    assert not [error for error in frontend.errors_at_start if ours in error]
 
 
 def test_a_stock_graph_survives_the_way_through_the_page(

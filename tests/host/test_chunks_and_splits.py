@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 import torch
-from clips import ATTACH, CLOSE, SMALL, Spy, edited, run, sigmas_of, source, start_of
+from clips import ATTACH, SMALL, Spy, edited, run, same, sigmas_of, source, start_of
 from reweave.editing import host
 from reweave.editing.extended_attention import ExtendedAttention
 from reweave.editing.plug_and_play import PlugAndPlay
@@ -53,10 +53,10 @@ def test_frames_per_pass_does_not_matter_and_no_frame_is_dropped(model, no_cache
     whole = run(model, inversion, *both(inversion, 0))
     assert len(whole) == frames
     for size in (1, 3, 8):
-        assert float((run(model, inversion, *both(inversion, size)) - whole).abs().max()) < CLOSE
+        assert same(run(model, inversion, *both(inversion, size)), whole)
     plain = run(model, inversion)
     changed = (whole - plain).square().mean((1, 2, 3)).sqrt()
-    assert float(changed.min()) > 50 * CLOSE, "a frame was left unedited"
+    assert float(changed.min()) > 0.05 * float(whole.std()), "a frame was left unedited"
 
 
 def test_every_frame_is_run_once_per_step(model, no_cache):
@@ -69,7 +69,7 @@ def test_every_frame_is_run_once_per_step(model, no_cache):
     first = [call["frames"] for call in own if call["sigma"] == own[0]["sigma"]]
     key_frames = both(inversion)[0].plan(0).key_frames.tolist()
     assert first[0] == key_frames
-    assert sorted(sum(first[1:], [])) == list(range(11))
+    assert sorted(frame for part in first[1:] for frame in part) == list(range(11))
     assert max(map(len, first[1:])) == 3
 
 
@@ -101,7 +101,7 @@ def test_split_of_cond_and_uncond_does_not_matter(
         spy.on(edited(model, *edits)), start_of(inversion), sigmas_of(inversion), conditioning(1)
     )
     assert {tuple(call["branches"]) for call in spy.calls} == {(0,), (1,)}
-    assert float((split - joint).abs().max()) < CLOSE
+    assert same(split, joint)
     expected = {"both": [1, 0] * 3, "injection": [1, 0] * 2 + [0, 0], "extended": [0] * 6}[edit]
     assert source_passes == expected
     calls = {"both": 2 * 3, "injection": 2, "extended": 0}[edit]
@@ -130,7 +130,7 @@ def test_prompts_of_different_length(model, no_cache, source_passes, tokens):
         for prompt in (conditioning(1, tokens), conditioning(2))
     ]
     expected = alone[1] + 7.5 * (alone[0] - alone[1])
-    assert float((guided - expected).abs().max()) < 20 * CLOSE
+    assert same(guided, expected)
 
 
 def test_guidance_one_runs_one_branch(model, no_cache):

@@ -1,0 +1,53 @@
+"""Builds the demo checkpoint: a complete SD1.5-layout file from the compact weights in
+demo/weights.
+
+python demo/build_checkpoint.py --out ComfyUI/models/checkpoints/reweave_demo.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "demo"
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .compact import WEIGHTS, read_compact
+from .nets import HOST
+from .vocabulary import clip_state
+
+METADATA = {"format": "pt", "title": "Reweave demo", "note": "toy weights, see demo/"}
+
+
+def checkpoint_state(folder: Path = WEIGHTS) -> dict[str, Tensor]:
+    """All tensors of the checkpoint; raises ValueError when the weights are missing."""
+    unet, vae, text = read_compact(folder)
+    state = {f"model.diffusion_model.{name}": value for name, value in unet.items()}
+    state |= {f"first_stage_model.{name}": value.float() for name, value in vae.items()}
+    return state | clip_state(text)
+
+
+def main() -> None:
+    """Write the checkpoint under a temporary name, then rename it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, default=HOST, help="kept for a uniform call")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    state = checkpoint_state(options.weights)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.out.with_suffix(".tmp")
+    save_file({name: value.contiguous() for name, value in state.items()}, temporary, METADATA)
+    temporary.replace(options.out)
+    print(f"wrote {options.out.name}: {options.out.stat().st_size / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

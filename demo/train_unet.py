@@ -1,0 +1,223 @@
+"""Train the demo's UNet on latents of rendered scenes and of the bundled footage.
+
+python demo/train_unet.py --minutes 60 --small 0.6   the first 60 % of the time at 64 pixels, then
+at 128
+
+Predicts the noise on Stable Diffusion's schedule with min-SNR weights (Hang et al. 2023), and
+keeps averaged weights.
+A stopped run goes on from its own checkpoint in .cache/demo_training.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "demo"
+
+import torch
+from torch import Tensor, nn
+
+from . import footage, scenes
+from .nets import alphas_cumprod, build_unet, build_vae
+from .training import arguments, fast_bf16, logger, save_atomically
+from .vocabulary import TextEncoder
+
+RATE, WARM_UP, AVERAGE, MIN_SNR, STYLED = 4e-4, 150, 0.998, 5.0, 0.2
+Batch = tuple[Tensor, list[str]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of training picture: how often, how many at once, and how it is made."""
+
+    share: float
+    batch: int
+    height: int
+    width: int
+    real: bool
+
+    def draw(self, n: int, generator: torch.Generator) -> Batch:
+        """n pictures [n, 3, height, width] with captions."""
+        if self.real:
+            return footage.training_crops(n, self.height, self.width, generator)
+        drawn = scenes.random_scenes(n, generator, STYLED)
+        picture = scenes.draw(drawn, self.height, self.width).image
+        return picture, scenes.scene_captions(drawn, generator)
+
+
+SMALL = (
+    Kind(0.78, 32, 64, 64, False),
+    Kind(0.12, 32, 64, 64, True),
+    Kind(0.10, 32, 64, 112, True),
+)
+LARGE = (
+    Kind(0.60, 12, 128, 128, False),
+    Kind(0.12, 32, 64, 64, False),
+    Kind(0.20, 12, 96, 160, True),
+    Kind(0.08, 12, 128, 128, True),
+)
+
+
+@dataclass
+class Latents:
+    """Latents with captions; half of every batch is new, half was seen before with other noise."""
+
+    encode: Callable[[Tensor], Tensor]
+    generator: torch.Generator
+    kept: dict[Kind, list[tuple[Tensor, str]]] = field(default_factory=dict)
+
+    def batch(self, kind: Kind) -> tuple[Tensor, list[str]]:
+        """Latents [batch, 4, h, w] and their captions."""
+        pool = self.kept.setdefault(kind, [])
+        fresh = kind.batch // 2 if len(pool) >= 6 * kind.batch else kind.batch
+        pictures, captions = kind.draw(fresh, self.generator)
+        new = list(zip(self.encode(pictures), captions, strict=True))
+        again = torch.randint(
+            max(len(pool), 1), (kind.batch - fresh,), generator=self.generator
+        ).tolist()
+        rows = [*new, *(pool[i] for i in again)]
+        pool += new
+        del pool[: -40 * kind.batch]
+        return torch.stack([latent for latent, _ in rows]), [text for _, text in rows]
+
+
+def pick(kinds: tuple[Kind, ...], generator: torch.Generator) -> Kind:
+    """One kind, by its share."""
+    shares = torch.tensor([kind.share for kind in kinds])
+    return kinds[int(torch.multinomial(shares, 1, generator=generator))]
+
+
+def denoising_loss(
+    net: nn.Module, latents: Tensor, context: Tensor, abar: Tensor, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """(min-SNR weighted loss, plain mean squared error of the noise) at random times."""
+    n = len(latents)
+    time_step = torch.randint(len(abar), (n,), generator=generator)
+    level = abar[time_step].view(-1, 1, 1, 1).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    predicted = net(noisy, time_step.float().to(latents.device), context)
+    error = (predicted.float() - noise).square().mean((1, 2, 3))
+    snr = (level / (1 - level)).flatten()
+    weight = snr.clamp(max=MIN_SNR) / snr
+    return (weight * error).mean(), float(error.detach().mean())
+
+
+def latent_encoder(path: Path, device: str) -> tuple[Callable[[Tensor], Tensor], float, float]:
+    """(pictures -> normalised latents on `device`, mean, deviation): one number each for all
+    channels."""
+    vae: Any = build_vae().eval().requires_grad_(False)
+    vae.load_state_dict(torch.load(path, weights_only=True)["net"])
+    vae = vae.to(device)
+    known = torch.load(path.with_name("latents.pt"), weights_only=True)
+    mean = float(known["mean"].mean())
+    deviation = float((known["std"].square() + (known["mean"] - mean).square()).mean().sqrt())
+
+    def encode(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            there = pictures.to(device).contiguous(memory_format=torch.channels_last)
+            return (vae.taesd_encoder(there) - mean) / deviation
+
+    return encode, mean, deviation
+
+
+class Trainer:
+    """Network, averaged weights and optimizer, and their checkpoint."""
+
+    def __init__(self, path: Path, device: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.path, self.device, self.step = path, device, 0
+        self.net = build_unet().to(device)
+        self.weights = list(self.net.parameters())
+        self.average = [weight.detach().clone() for weight in self.weights]
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=RATE, betas=(0.9, 0.99), weight_decay=1e-2
+        )
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        if path.is_file():
+            self._resume(torch.load(path, weights_only=True, map_location=device))
+
+    def _resume(self, kept: dict) -> None:
+        self.net.load_state_dict(kept["model"])
+        names = [name for name, _ in self.net.named_parameters()]
+        self.average = [kept["ema"][name].to(self.device) for name in names]
+        self.step = kept["step"]
+        if "optimizer" in kept:
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.generator.set_state(kept["generator"].cpu())
+
+    def save(self, mean: float, deviation: float) -> None:
+        """Writes everything that a later run needs."""
+        names = [name for name, _ in self.net.named_parameters()]
+        state = {
+            "model": self.net.state_dict(),
+            "ema": dict(zip(names, self.average, strict=True)),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "latent_mean": mean,
+            "latent_std": deviation,
+        }
+        save_atomically(state, self.path)
+
+    def learn(self, loss: Tensor, rate: float) -> None:
+        """One optimizer step and its average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(AVERAGE, (1 + self.step) / (10 + self.step))
+        for average, weight in zip(self.average, self.weights, strict=True):
+            average.lerp_(weight.detach(), 1 - keep)
+
+
+def main() -> None:
+    """Train, log and save until the time is over."""
+    parser = arguments(__doc__ or "", minutes=60)
+    parser.add_argument("--small", type=float, default=0.6, help="part of the time at 64 pixels")
+    parser.add_argument("--name", default="unet.pt", help="checkpoint in the cache folder")
+    options = parser.parse_args()
+    log = logger(options.cache / "unet.log")
+    encode, mean, deviation = latent_encoder(options.cache / "vae.pt", options.device)
+    trainer = Trainer(options.cache / options.name, options.device, options.seed)
+    text, abar = TextEncoder(), alphas_cumprod()
+    latents = Latents(encode, trainer.generator)
+    dtype = torch.bfloat16 if fast_bf16(options.device) else torch.float32
+    started = saved = time.monotonic()
+    errors: list[float] = []
+    while (done := (time.monotonic() - started) / (60 * options.minutes)) < 1:
+        kind = pick(SMALL if done < options.small else LARGE, trainer.generator)
+        batch, captions = latents.batch(kind)
+        context = torch.stack([text(caption) for caption in captions]).to(options.device)
+        device_type = options.device.split(":")[0]
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
+            loss, error = denoising_loss(trainer.net, batch, context, abar, trainer.generator)
+        rate = RATE * min(1.0, (trainer.step + 1) / WARM_UP, max(0.03, 2 * (1 - done)))
+        trainer.learn(loss, rate)
+        errors.append(error)
+        if trainer.step % 25 == 0:
+            seconds = time.monotonic() - started
+            log(
+                f"{trainer.step} {seconds:.0f}s error {sum(errors) / len(errors):.4f} rate {rate:.1e}"
+            )
+            errors.clear()
+        if time.monotonic() - saved > 300:
+            trainer.save(mean, deviation)
+            saved = time.monotonic()
+    trainer.save(mean, deviation)
+    log(f"done at step {trainer.step}")
+
+
+if __name__ == "__main__":
+    main()
