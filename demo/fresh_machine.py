@@ -297,7 +297,8 @@ def build_models(python: Path, host: Path) -> None:
     """Build the demo's checkpoint and ControlNet from the weights in the repository."""
     demo, models = ROOT / "demo", host / "models"
     checkpoint = models / "checkpoints" / CHECKPOINT
-    sources = content_key(demo / "nets.py", demo / "weights")
+    code = [demo / name for name in ("nets.py", "compact.py", "vocabulary.py")]
+    sources = content_key(*code, demo / "weights")
     script = demo / "build_checkpoint.py"
     build(python, script, host, checkpoint, [], content_key(script, sources))
     script, control = demo / "build_controlnet.py", models / "controlnet" / CONTROLNET

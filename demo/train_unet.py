@@ -5,11 +5,15 @@ at 128
 
 Predicts the noise on Stable Diffusion's schedule with min-SNR weights (Hang et al. 2023), and
 keeps averaged weights.
-A stopped run goes on from its own checkpoint in .cache/demo_training.
+A stopped run goes on from its own checkpoint in .cache/demo_training. On a CPU two processes with
+one thread each are faster than one with two:
+
+    torchrun --nproc-per-node 2 demo/train_unet.py --minutes 60
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +26,7 @@ if not __package__:
     __package__ = "demo"
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from . import footage, scenes
 from .nets import alphas_cumprod, build_unet, build_vae
@@ -73,18 +77,17 @@ class Latents:
     generator: torch.Generator
     kept: dict[Kind, list[tuple[Tensor, str]]] = field(default_factory=dict)
 
-    def batch(self, kind: Kind) -> tuple[Tensor, list[str]]:
-        """Latents [batch, 4, h, w] and their captions."""
+    def batch(self, kind: Kind, size: int) -> tuple[Tensor, list[str]]:
+        """Latents [size, 4, h, w] and their captions."""
         pool = self.kept.setdefault(kind, [])
-        fresh = kind.batch // 2 if len(pool) >= 6 * kind.batch else kind.batch
+        fresh = size // 2 if len(pool) >= 6 * size else size
         pictures, captions = kind.draw(fresh, self.generator)
         new = list(zip(self.encode(pictures), captions, strict=True))
-        again = torch.randint(
-            max(len(pool), 1), (kind.batch - fresh,), generator=self.generator
-        ).tolist()
+        most = max(len(pool), 1)
+        again = torch.randint(most, (size - fresh,), generator=self.generator).tolist()
         rows = [*new, *(pool[i] for i in again)]
         pool += new
-        del pool[: -40 * kind.batch]
+        del pool[: -40 * size]
         return torch.stack([latent for latent, _ in rows]), [text for _, text in rows]
 
 
@@ -169,11 +172,19 @@ class Trainer:
         save_atomically(state, self.path)
 
     def learn(self, loss: Tensor, rate: float) -> None:
-        """One optimizer step and its average."""
+        """One optimizer step and its average; processes average their gradients first."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if distributed.is_initialized():
+            gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            distributed.all_reduce(flat)
+            flat /= distributed.get_world_size()
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
+                gradient.copy_(mean.view(gradient.shape))
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.step += 1
@@ -182,41 +193,65 @@ class Trainer:
             average.lerp_(weight.detach(), 1 - keep)
 
 
+def join_processes(device: str) -> tuple[int, int]:
+    """(number of this process, processes); torchrun says so in the environment."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    torch.set_num_threads(1)
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def train(trainer: Trainer, latents: Latents, options: Any, save: Callable[[], None]) -> None:
+    """The loop, until the time is over."""
+    rank, world = join_processes(options.device)
+    log = logger(options.cache / "unet.log") if rank == 0 else lambda _text: None
+    text, abar = TextEncoder(), alphas_cumprod()
+    dtype = torch.bfloat16 if fast_bf16(options.device) else torch.float32
+    device_type = options.device.split(":")[0]
+    kinds = torch.Generator().manual_seed(trainer.step)  # the same in every process
+    latents.generator.manual_seed(1000 * trainer.step + rank)
+    started = saved = time.monotonic()
+    errors: list[float] = []
+    done = torch.zeros(1)
+    while True:
+        done[0] = (time.monotonic() - started) / (60 * options.minutes)
+        if world > 1:
+            distributed.broadcast(done, 0)
+        if float(done) >= 1:
+            break
+        kind = pick(SMALL if float(done) < options.small else LARGE, kinds)
+        batch, captions = latents.batch(kind, max(kind.batch // world, 1))
+        context = torch.stack([text(caption) for caption in captions]).to(options.device)
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
+            loss, error = denoising_loss(trainer.net, batch, context, abar, latents.generator)
+        rate = RATE * min(1.0, (trainer.step + 1) / WARM_UP, max(0.03, 2 * (1 - float(done))))
+        trainer.learn(loss, rate)
+        errors.append(error)
+        if trainer.step % 25 == 0:
+            mean = sum(errors) / len(errors)
+            log(
+                f"{trainer.step} {time.monotonic() - started:.0f}s error {mean:.4f} rate {rate:.1e}"
+            )
+            errors.clear()
+        if rank == 0 and time.monotonic() - saved > 300:
+            save()
+            saved = time.monotonic()
+    if rank == 0:
+        save()
+    log(f"done at step {trainer.step}")
+
+
 def main() -> None:
     """Train, log and save until the time is over."""
     parser = arguments(__doc__ or "", minutes=60)
     parser.add_argument("--small", type=float, default=0.6, help="part of the time at 64 pixels")
     parser.add_argument("--name", default="unet.pt", help="checkpoint in the cache folder")
     options = parser.parse_args()
-    log = logger(options.cache / "unet.log")
     encode, mean, deviation = latent_encoder(options.cache / "vae.pt", options.device)
     trainer = Trainer(options.cache / options.name, options.device, options.seed)
-    text, abar = TextEncoder(), alphas_cumprod()
     latents = Latents(encode, trainer.generator)
-    dtype = torch.bfloat16 if fast_bf16(options.device) else torch.float32
-    started = saved = time.monotonic()
-    errors: list[float] = []
-    while (done := (time.monotonic() - started) / (60 * options.minutes)) < 1:
-        kind = pick(SMALL if done < options.small else LARGE, trainer.generator)
-        batch, captions = latents.batch(kind)
-        context = torch.stack([text(caption) for caption in captions]).to(options.device)
-        device_type = options.device.split(":")[0]
-        with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
-            loss, error = denoising_loss(trainer.net, batch, context, abar, trainer.generator)
-        rate = RATE * min(1.0, (trainer.step + 1) / WARM_UP, max(0.03, 2 * (1 - done)))
-        trainer.learn(loss, rate)
-        errors.append(error)
-        if trainer.step % 25 == 0:
-            seconds = time.monotonic() - started
-            log(
-                f"{trainer.step} {seconds:.0f}s error {sum(errors) / len(errors):.4f} rate {rate:.1e}"
-            )
-            errors.clear()
-        if time.monotonic() - saved > 300:
-            trainer.save(mean, deviation)
-            saved = time.monotonic()
-    trainer.save(mean, deviation)
-    log(f"done at step {trainer.step}")
+    train(trainer, latents, options, lambda: trainer.save(mean, deviation))
 
 
 if __name__ == "__main__":

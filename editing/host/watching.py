@@ -39,7 +39,7 @@ def extract(
     chosen = chosen_sites(node, sites, available) or tokens.default_sites(available)
     steps = tokens.spread_steps(len(inversion.sigmas), step_count)
     planned = token_bytes(patcher, chosen, inversion.clean, len(steps))
-    what = f"the tokens of {len(chosen)} sites at {len(steps)} steps"
+    what = f"the tokens (sites: {len(chosen)}, steps: {len(steps)})"
     say(check_memory(node, what, planned, max_gigabytes, "Lower 'step_count', name fewer 'sites'"))
     walk = _walk(patcher, inversion, node)
     return tokens.extract_tokens(walk, inversion, chosen, steps, frames_per_pass)

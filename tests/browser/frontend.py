@@ -20,17 +20,28 @@ SETTINGS = {
     "Comfy.Release.Status": "skip",
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text in a picture of the whole graph
 }
 ARRANGE = """() => {
     for (const widget of app.graph.nodes.flatMap(n => n.widgets ?? []))
         if (widget.name === "control_after_generate") widget.value = "fixed"  // a template repeats
     app.graph.arrange(60)
+    // One long row is hard to read: the right half of the columns goes below the left half.
+    const columns = [...new Set(app.graph.nodes.map(n => n.pos[0]))].sort((a, b) => a - b)
+    if (columns.length > 6) {
+        const from = columns[Math.ceil(columns.length / 2)]
+        const [left, right] = [n => n.pos[0] < from, n => n.pos[0] >= from]
+        const below = Math.max(...app.graph.nodes.filter(left).map(n => n.pos[1] + n.size[1]))
+        for (const node of app.graph.nodes.filter(right))
+            node.pos = [node.pos[0] - from + columns[0], node.pos[1] + below + 40]
+    }
     app.graph.setDirtyCanvas(true, true)
 }"""
 # Where the graph lies on the page, with a margin: x, y, width, height.
 PLACE = """() => {
-    const boxes = app.graph.nodes.map(n => n.boundingRect ?? n.getBounding())
+    const bar = LiteGraph.NODE_TITLE_HEIGHT  // drawn above a node's position
+    const boxes = app.graph.nodes.map(n => [n.pos[0], n.pos[1] - bar, n.size[0], n.size[1] + bar])
     const [ox, oy] = app.canvas.ds.offset, s = app.canvas.ds.scale, m = 12
     const x = Math.min(...boxes.map(b => b[0])), y = Math.min(...boxes.map(b => b[1]))
     const r = Math.max(...boxes.map(b => b[0] + b[2])), d = Math.max(...boxes.map(b => b[1] + b[3]))
@@ -42,6 +53,16 @@ PLACE = """() => {
 READY = """() => window.app?.graph && window.LiteGraph
     && window.app.extensionManager?.workflow?.activeWorkflow
     && Object.keys(LiteGraph.registered_node_types).length > 100"""
+PROMPT = """async () => {
+    const graph = (await app.graphToPrompt()).output
+    for (const node of Object.values(graph)) {
+        const declared = LiteGraph.registered_node_types[node.class_type]?.nodeData?.input
+        if (!declared) continue
+        const known = {...declared.required, ...declared.optional}
+        node.inputs = Object.fromEntries(Object.entries(node.inputs).filter(([k]) => k in known))
+    }
+    return graph
+}"""
 UNKNOWN = """() => app.graph.nodes
     .filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"""
 
@@ -87,8 +108,11 @@ class Frontend:
         return self.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def prompt(self) -> dict[str, Any]:
-        """Return the open graph in API format, as the page would queue it."""
-        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        """Return the open graph in API format, as the page would queue it.
+
+        Without the values of the page's own previews, which the server ignores.
+        """
+        return self.page.evaluate(PROMPT)
 
     def unknown_nodes(self) -> list[str]:
         """Return the types in the open graph that the host does not know."""

@@ -19,7 +19,12 @@ def clip(frames: int = FRAMES, size: int = SIZE, seed: int = 5) -> dict[str, Ten
     return {"samples": torch.stack([still.roll(frame, -1) for frame in range(frames)]) * 4}
 
 
-def invert(model: Any, latent: dict[str, Tensor] | None = None, **settings: Any) -> tuple:
+def invert(
+    model: Any,
+    latent: dict[str, Tensor] | None = None,
+    positive: list | None = None,
+    **settings: Any,
+) -> tuple:
     """(INVERSION, LATENT, SIGMAS) of Invert Video with small settings."""
     arguments = {
         "steps": STEPS, "saved_steps": STEPS, "evaluation": "target", "storage": "float32",
@@ -27,9 +32,8 @@ def invert(model: Any, latent: dict[str, Tensor] | None = None, **settings: Any)
     }  # fmt: skip
     arguments |= settings
     latent = clip() if latent is None else latent
-    return InvertVideo.execute(
-        model=model, positive=conditioning(), latent=latent, **arguments
-    ).args
+    positive = conditioning() if positive is None else positive
+    return InvertVideo.execute(model=model, positive=positive, latent=latent, **arguments).args
 
 
 def edited(model: Any, latent: dict[str, Tensor], sigmas: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.controlnet
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_base
@@ -94,7 +96,7 @@ def test_control_acts_in_every_pass(model):
     """A list that one pass has emptied would change nothing in the next."""
     inversion = source(model)
     positive, negative = controlled(5)
-    options = {"positive": [positive], "negative": [negative]}
+    options: dict[str, Any] = {"positive": [positive], "negative": [negative]}
     whole = run(model, inversion, *both(inversion, 0), **options)
     assert same(run(model, inversion, *both(inversion, 1), **options), whole)
     without = run(model, inversion, *both(inversion, 0))
@@ -226,7 +228,7 @@ def test_one_frame_is_plain_sampling(kind, xl):
     model = patcher(SMALL_XL if xl else SMALL, kind)
     inversion = source(model, 1)
     positive, negative = prompts(xl)
-    options = {"positive": positive, "negative": negative}
+    options: dict[str, Any] = {"positive": positive, "negative": negative}
     plain = run(model, inversion, **options)
     assert same(run(model, inversion, TokenFlow(inversion), **options), plain)
 
@@ -237,7 +239,7 @@ def test_all_frames_as_key_frames_is_extended_attention(kind, xl):
     model = patcher(SMALL_XL if xl else SMALL, kind)
     inversion = source(model, 3)
     positive, negative = prompts(xl)
-    options = {"positive": positive, "negative": negative}
+    options: dict[str, Any] = {"positive": positive, "negative": negative}
     joint = run(model, inversion, ExtendedAttention("all frames"), **options)
     flow = TokenFlow(inversion, interval=1, rule="paper")
     assert same(run(model, inversion, flow, **options), joint)
@@ -279,7 +281,11 @@ def test_injecting_a_clip_into_itself_changes_nothing(model):
     """From the source's own latent with its own prompt, injected features are the own ones."""
     inversion = source(model)
     one_step = inversion.sigmas[:2]
-    options = {"positive": [[inversion.context, {}]], "cfg": 1.0, "sigmas": one_step}
+    options: dict[str, Any] = {
+        "positive": [[inversion.context, {}]],
+        "cfg": 1.0,
+        "sigmas": one_step,
+    }
     plain = run(model, inversion, **options)
     assert same(run(model, inversion, PlugAndPlay(inversion, 1.0, 1.0), **options), plain)
     foreign = source(model, seed=20)
@@ -290,7 +296,7 @@ def test_injecting_a_clip_into_itself_changes_nothing(model):
 @pytest.mark.parametrize("most", [2, 3, 4, 9])
 def test_runs_of_key_frames(model, most):
     inversion = source(model, 13)
-    options = {"interval": 4, "frames_per_pass": 4}
+    options: dict[str, Any] = {"interval": 4, "frames_per_pass": 4}
     joint = run(model, inversion, TokenFlow(inversion, **options))
     limited = run(model, inversion, TokenFlow(inversion, max_joint_key_frames=most, **options))
     assert limited.shape == joint.shape

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_clip import edited, invert
 from reweave.editing import host
 from reweave.nodes import ExtendedAttention, PlugAndPlay, TokenFlow
+from small_clip import edited, invert
 from toy import patcher
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_clip import FRAMES, STEPS, clip, edited, invert
 from reweave.editing import host
 from reweave.nodes import (
     ExtractTokens,
@@ -17,6 +16,7 @@ from reweave.nodes import (
     SaveNNField,
     TokenFlow,
 )
+from small_clip import FRAMES, STEPS, clip, edited, invert
 from toy import SDXL, conditioning, patcher
 
 
@@ -74,25 +74,15 @@ def test_tokens_of_named_sites_do_not_depend_on_passes(model, inverted):
 def test_the_plan_is_what_the_tokens_take(unet):
     net = patcher(unet)
     sites = host.sites_of(net)
-    latent = torch.zeros(FRAMES, 4, 8, 8)
-    planned = host.token_bytes(net, sites, latent, 2)
-    real = 0
-    if unet is None:
-        store = extract(net, invert(net)[0], sites=" ".join(str(site) for site in sites))
-        real = sum(part.numel() * 2 for part in store.tokens.values())
-    else:
-        real = 2 * 2 * FRAMES * sum(_tokens_by_hand(net, site) for site in sites)
-    assert planned == real
-
-
-def _tokens_by_hand(net, site) -> int:
-    """SDXL's layout at 8x8: 64 channels at 4x4 and at 2x2."""
-    number = {"input": site.number // 3, "middle": 2, "output": 2 - site.number // 3}[site.block]
-    return {1: 16, 2: 4}[number] * 64
+    pooled = {"pooled_output": torch.zeros(1, 1280)} if unet else {}
+    found = invert(net, positive=[[conditioning()[0][0], pooled]])[0]
+    store = extract(net, found, sites=" ".join(str(site) for site in sites))
+    real = sum(part.numel() * part.element_size() for part in store.tokens.values())
+    assert host.token_bytes(net, sites, found.clean, 2) == real
 
 
 def test_too_much_memory_is_refused_with_the_plan(model, inverted):
-    with pytest.raises(ValueError, match="Extract Tokens: the tokens of 1 sites at 2 steps take"):
+    with pytest.raises(ValueError, match=r"Extract Tokens: the tokens .sites: 1, steps: 2. take"):
         extract(model, inverted[0], max_gigabytes=1e-9)
     text = "Nearest-Neighbour Field: its matches take .* more than 'max_gigabytes'"
     for source in ({"model": model, "inversion": inverted[0]},
