@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -90,7 +91,8 @@ def bench(options: argparse.Namespace) -> None:
         readme.write_text(text, encoding="utf-8", newline="\n")
         print(f"filled the tables of {readme.name} from {RESULTS.relative_to(ROOT)}")
         return
-    found = sorted(p.stem for p in (ROOT / "benchmarks").glob("[!_]*.py"))
+    scripts = (ROOT / "benchmarks").glob("[!_]*.py")
+    found = sorted(p.stem for p in scripts if "import write_result" in p.read_text("utf-8"))
     unknown = sorted(set(options.names) - set(found))
     if unknown:
         raise Failure(f"no benchmark {', '.join(unknown)}; there are: {', '.join(found)}")
@@ -117,6 +119,19 @@ def serve(options: argparse.Namespace) -> None:
     run([python, script, "--comfyui", host, "--base", base, "--port", str(port)], "ComfyUI")
 
 
+def clear_cache(options: argparse.Namespace) -> None:
+    """Delete what can be computed again: cached inversions and source features."""
+    host = Path(options.comfyui).expanduser() if options.comfyui else ROOT / ".host" / "ComfyUI"
+    for base in (host, ROOT / ".host" / "base"):
+        folder = base / "user" / "reweave" / "cache"
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        if files:
+            size = sum(path.stat().st_size for path in files) / 1e6
+            shutil.rmtree(folder)
+            print(f"deleted {len(files)} files, {size:.0f} MB, from {folder}")
+    print("the cache is empty")
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py", description="set up, try, test, serve Reweave")
     shared = argparse.ArgumentParser(add_help=False)
@@ -139,6 +154,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     benchmarks.add_argument("names", nargs="*", metavar="NAME", help="all without a name")
     benchmarks.add_argument("--readme", action="store_true", help="fill the README's tables only")
     add("serve", parents=[shared], help="start ComfyUI with the pack")
+    add("clear-cache", parents=[shared], help="delete cached inversions and source features")
     return parser.parse_args(arguments)
 
 
@@ -155,6 +171,7 @@ def main(arguments: list[str]) -> int:
             "check": lambda o: check(o, "-m", QUICK),
             "bench": bench,
             "serve": serve,
+            "clear-cache": clear_cache,
         }[options.command](options)
     except Failure as failure:
         print(f"\ndev.py: {failure}", file=sys.stderr)

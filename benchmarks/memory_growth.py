@@ -10,7 +10,7 @@ import sys
 
 from inprocess import load_pack
 
-FRAMES_PER_PASS, INTERVAL, SIZE = 8, 8, 32
+FRAMES_PER_PASS, INTERVAL, SIZE = 8, 8, 16
 
 
 def peak_bytes() -> int:
@@ -27,11 +27,11 @@ def main(frames: int, joint: int) -> None:
     from reweave.editing import host
     from reweave.editing.plug_and_play import PlugAndPlay
     from reweave.editing.tokenflow import TokenFlow
-    from small_nets import MIDDLE, clip, edit_once, network
+    from small_nets import SMALL, clip, edit_once, network
 
     torch.set_num_threads(1)
     with torch.inference_mode():
-        model = network(MIDDLE)
+        model = network(SMALL)
         images = torch.rand(frames, 8 * SIZE, 8 * SIZE, 3)
         inversion = clip(model, frames, SIZE, steps=2)
         settings = {"interval": INTERVAL, "frames_per_pass": FRAMES_PER_PASS}

@@ -72,7 +72,8 @@ class PublishedOrder:
             self.batch = -1
             run(self.key_frames[step.index])
             out = torch.empty_like(x)
-            for self.batch in range(frames // self.interval):
+            for batch in range(frames // self.interval):
+                self.batch = batch
                 part = torch.arange(self.interval) + self.batch * self.interval
                 edited = run(part)[len(part) :]
                 out[part], out[frames + part] = edited.chunk(2)

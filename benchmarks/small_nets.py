@@ -26,6 +26,12 @@ DEMO = SHARED | {
     "transformer_depth": [1] * 3, "transformer_depth_output": [1] * 6,
 }  # fmt: skip
 """The demo checkpoint's shape."""
+SMALL = SHARED | {
+    "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1], "transformer_depth_output": [1] * 4, "context_dim": 64,
+}  # fmt: skip
+"""Small enough for 128 frames on two cores; its prompt is narrow, because the host copies the
+prompt for every frame."""
 STEPS = 20
 
 
@@ -45,9 +51,10 @@ def network(config: dict[str, Any]) -> Any:
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
-def prompt(seed: int) -> list:
+def prompt(seed: int, model: Any) -> list:
     """CONDITIONING with a random text embedding of 77 tokens."""
-    return [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(seed)), {}]]
+    width = model.model.model_config.unet_config["context_dim"]
+    return [[torch.randn(1, 77, width, generator=torch.Generator().manual_seed(seed)), {}]]
 
 
 def clip(model: Any, frames: int, size: int, steps: int = STEPS) -> Any:
@@ -69,7 +76,7 @@ def clip(model: Any, frames: int, size: int, steps: int = STEPS) -> Any:
         clean=clean,
         sigmas=sigmas,
         timesteps=sampling.timestep(sigmas).long(),
-        context=prompt(3)[0][0],
+        context=prompt(3, model)[0][0],
         fingerprint=fingerprint(model),
     )
 
@@ -79,7 +86,7 @@ def edit_once(model: Any, inversion: Any, sigmas: Tensor) -> Tensor:
     first = float(sigmas[0])
     start = inversion.sigma_space(inversion.locate(first), first) / 0.18215
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(prompt(4), prompt(5))
+    guider.set_conds(prompt(4, model), prompt(5, model))
     guider.set_cfg(7.5)
     sampler = comfy.samplers.sampler_object("euler")
     nothing = torch.zeros_like(start)

@@ -134,7 +134,8 @@ def pixel_grid(height: int, width: int) -> tuple[Tensor, Tensor]:
     """x and y [H, W] of the pixel centres."""
     y = (torch.arange(height) + 0.5) / height * 2 - 1
     x = ((torch.arange(width) + 0.5) / width * 2 - 1) * (width / height)
-    return torch.meshgrid(x, y, indexing="xy")
+    across, down = torch.meshgrid(x, y, indexing="xy")
+    return across, down
 
 
 def object_uv(scene: Scene, x: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -63,7 +65,7 @@ def psnr(made: Tensor, wanted: Tensor) -> float:
 
 
 @torch.no_grad()
-def latent_statistics(net: nn.Module, device: str) -> tuple[Tensor, Tensor]:
+def latent_statistics(net: Any, device: str) -> tuple[Tensor, Tensor]:
     """Mean [4] and deviation [4] of the latents of scenes and footage."""
     generator = torch.Generator().manual_seed(1234)
     latents = torch.cat(
@@ -73,7 +75,7 @@ def latent_statistics(net: nn.Module, device: str) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def held_out(net: nn.Module, device: str) -> tuple[float, float]:
+def held_out(net: Any, device: str) -> tuple[float, float]:
     """PSNR in dB on scenes and on footage frames that are never trained on."""
     drawn = scenes.draw(
         scenes.random_scenes(16, torch.Generator().manual_seed(987654), 0.0), 128
@@ -87,83 +89,107 @@ def held_out(net: nn.Module, device: str) -> tuple[float, float]:
     return scores[0], scores[1]
 
 
+class Trainer:
+    """Network, optimizers and their checkpoint."""
+
+    def __init__(self, options: Any) -> None:
+        torch.manual_seed(options.seed)
+        self.options, self.path = options, options.cache / "vae.pt"
+        self.generator = torch.Generator().manual_seed(options.seed + 1)
+        self.net: Any = build_vae().to(options.device)
+        part = self.net.taesd_decoder if options.decoder else self.net
+        named = [(name, weight) for name, weight in part.named_parameters() if weight.requires_grad]
+        self.weights = [weight for _, weight in named]
+        self.optimizers = optimizers(named, options.rate, options.muon)
+        self.step, self.seconds = 0, 0.0
+        if self.path.exists():
+            self._resume(torch.load(self.path, weights_only=True))
+
+    def _resume(self, saved: dict) -> None:
+        self.net.load_state_dict(saved["net"])
+        self.step = saved["step"]
+        if saved["decoder"] != self.options.decoder or saved["done"]:
+            return
+        self.seconds = saved["seconds"]
+        self.generator.set_state(saved["generator"])
+        for optimizer, kept in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+
+    def save(self, done: bool) -> None:
+        """Writes everything that a later run needs."""
+        state = {
+            "net": self.net.state_dict(),
+            "decoder": self.options.decoder,
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "done": done,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        save_atomically(state, self.path)
+
+    def learn(self) -> tuple[float, float]:
+        """One step -> (loss, PSNR in dB)."""
+        alone = self.options.decoder
+        left = 1 - self.seconds / (self.options.minutes * 60)
+        set_rate(self.optimizers, min(1.0, (self.step + 1) / 100) * max(0.02, left))
+        wanted = training_batch(self.options.batch, self.generator).to(self.options.device)
+        wanted = wanted.contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(not alone):
+            latents = self.net.taesd_encoder(wanted)
+        picture = self.net.taesd_decoder(
+            latents + (0.0 if alone else 0.03) * torch.randn_like(latents)
+        )
+        loss = reconstruction_loss(picture, wanted)
+        if not alone:
+            spread = latents.std((0, 2, 3))
+            centre = latents.mean((0, 2, 3))
+            loss = loss + 1e-3 * (centre.square().mean() + (spread - 1).square().mean())
+        self.net.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        return float(loss.detach()), psnr(picture.detach(), wanted)
+
+
+def train(trainer: Trainer, log: Callable[[str], None]) -> None:
+    """The loop, until the time is over."""
+    device, last = trainer.options.device, time.monotonic()
+    saved_at = last
+    while trainer.seconds < trainer.options.minutes * 60:
+        loss, quality = trainer.learn()
+        now = time.monotonic()
+        trainer.seconds, last = trainer.seconds + now - last, now
+        if trainer.step % 50 == 0:
+            text = f"{trainer.step} {trainer.seconds:.0f}s loss {loss:.4f} psnr {quality:.2f}"
+            if trainer.step % 200 == 0:
+                drawn, real = held_out(trainer.net, device)
+                text += f" held out {drawn:.2f} {real:.2f}"
+            log(text)
+        if now - saved_at > 120:
+            trainer.save(False)
+            saved_at = now
+    trainer.save(True)
+
+
 def main() -> None:
-    """Train, log and save until the time is over."""
+    """Train, log and save; at the end of the encoder's training, fix the latents' statistics."""
     parser = arguments(__doc__ or "", minutes=15)
     parser.add_argument("--decoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument(
-        "--muon", type=float, default=0.02, help="Muon's rate; 0 trains everything with AdamW"
-    )
+    muon = "Muon's rate; 0 trains everything with AdamW"
+    parser.add_argument("--muon", type=float, default=0.02, help=muon)
     parser.add_argument("--rate", type=float, default=6e-4)
     options = parser.parse_args()
-    path = options.cache / "vae.pt"
     log = logger(options.cache / "vae.log")
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed + 1)
-    net = build_vae().to(options.device)
-    named = list((net.taesd_decoder if options.decoder else net).named_parameters())
-    named = [(name, weight) for name, weight in named if weight.requires_grad]
-    made = optimizers(named, options.rate, options.muon)
-    state = {"step": 0, "seconds": 0.0}
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        net.load_state_dict(saved["net"])
-        state["step"] = saved["step"]
-        if saved["decoder"] == options.decoder and not saved["done"]:
-            state["seconds"] = saved["seconds"]
-            generator.set_state(saved["generator"])
-            for optimizer, kept in zip(made, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(kept)
-
-    def save(done: bool) -> None:
-        record = {
-            "net": net.state_dict(),
-            "decoder": options.decoder,
-            "generator": generator.get_state(),
-        }
-        kept = [optimizer.state_dict() for optimizer in made]
-        save_atomically({**record, **state, "done": done, "optimizers": kept}, path)
-
-    last = saved_at = time.monotonic()
-    while state["seconds"] < options.minutes * 60:
-        left = 1 - state["seconds"] / (options.minutes * 60)
-        set_rate(made, min(1.0, (state["step"] + 1) / 100) * max(0.02, left))
-        wanted = training_batch(options.batch, generator).to(options.device)
-        wanted = wanted.contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(not options.decoder):
-            latents = net.taesd_encoder(wanted)
-        loose = 0.0 if options.decoder else 0.03
-        picture = net.taesd_decoder(latents + loose * torch.randn_like(latents))
-        loss = reconstruction_loss(picture, wanted)
-        if not options.decoder:
-            spread = latents.std((0, 2, 3))
-            loss = loss + 1e-3 * (
-                latents.mean((0, 2, 3)).square().mean() + (spread - 1).square().mean()
-            )
-        net.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([weight for _, weight in named], 1.0)
-        for optimizer in made:
-            optimizer.step()
-        now = time.monotonic()
-        state["seconds"] += now - last
-        state["step"] += 1
-        last = now
-        if state["step"] % 50 == 0:
-            drawn, real = held_out(net, options.device) if state["step"] % 200 == 0 else (0.0, 0.0)
-            log(
-                f"{state['step']} {state['seconds']:.0f}s loss {float(loss):.4f} "
-                f"psnr {psnr(picture.detach(), wanted):.2f} held out {drawn:.2f} {real:.2f}"
-            )
-        if now - saved_at > 120:
-            save(False)
-            saved_at = now
-    save(True)
-    drawn, real = held_out(net, options.device)
-    log(f"done at step {state['step']}: held out scenes {drawn:.2f} dB, footage {real:.2f} dB")
+    trainer = Trainer(options)
+    train(trainer, log)
+    drawn, real = held_out(trainer.net, options.device)
+    log(f"done at step {trainer.step}: held out scenes {drawn:.2f} dB, footage {real:.2f} dB")
     if not options.decoder:
-        mean, deviation = latent_statistics(net, options.device)
+        mean, deviation = latent_statistics(trainer.net, options.device)
         save_atomically({"mean": mean, "std": deviation}, options.cache / "latents.pt")
         log(f"latent mean {mean.tolist()} deviation {deviation.tolist()}")
 

@@ -139,7 +139,7 @@ class StepSource:
     """
 
     index: dict[Site, Tensor] = field(default_factory=dict)
-    """[F,R,L] int64: token of the neighbouring key frame that matches best."""
+    """[F,R,L] int16 (int32 where L > 32767): token of the neighbouring key frame that matches."""
     similarity: dict[Site, Tensor] = field(default_factory=dict)
     """[F,R,L] float32 cosine similarity of that match (only when asked for)."""
     queries: dict[Site, Tensor] = field(default_factory=dict)

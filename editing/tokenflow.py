@@ -7,7 +7,7 @@ neighbour field of the *source's* tokens (section 4.2, equations 4 and 5).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from .extended_attention import inject
 from .keyframes import assign_groups, draw_key_frames, joint_groups, neighbours_and_weights
 from .plug_and_play import RecordingPass, joined_features
 from .protocol import Attention, Call, Edit, Pass, Site, StepSource, injection_sites, run_in_parts
+from .types import compact
 
 if TYPE_CHECKING:
     from .types import Inversion, NNField
@@ -242,6 +243,13 @@ class SourceFieldPass(Pass):
         self.recorded = h[0]
         return h
 
+    def forget_key_frames(self, similarity: bool) -> None:
+        """Keeps what was found, as small as it can be; the pass cannot run again."""
+        del self.key_pass
+        self.index = {site: compact(index) for site, index in self.index.items()}
+        if not similarity:
+            self.similarity = {}
+
 
 def source_step(
     plan: StepPlan,
@@ -265,22 +273,57 @@ def source_step(
     Returns: what `tokenflow_step` needs. The same for every prompt and every edit latent.
     """
     recorded = injection_sites(call.sites) if attention else []
-    key_pass = SourceKeyPass(plan.key_frames, recorded, features)
-    call.run(key_pass)
-    if grids is not None:
-        grids.update(key_pass.grids)
-    result = StepSource(
-        queries=key_pass.queries, keys=key_pass.keys, key_features=key_pass.recorded
-    )
+    runs = _source_runs(plan, call, frames_per_pass)
+    result, parts, order = StepSource(), [], []
+    for start, end, frames in runs:
+        key_pass = SourceKeyPass(plan.key_frames[start:end], recorded, features)
+        call.run(key_pass)
+        _append_key_frames(result, key_pass, start)
+        if grids is not None:
+            grids.update(key_pass.grids)
+        if not field or not len(frames):
+            continue
+        shifted = replace(plan, neighbours=plan.neighbours - start)
+        make = partial(SourceFieldPass, plan=shifted, key_pass=key_pass, conv=features)
+        passes, _ = run_in_parts(call, frames, frames_per_pass, make)
+        for done in passes:  # the key frames' tokens are large, what was found in them is small
+            done.forget_key_frames(similarity)
+        parts += passes
+        order.append(frames)
     if not field:
         return result
-    frames = torch.arange(call.frames)
-    make = partial(SourceFieldPass, plan=plan, key_pass=key_pass, conv=features)
-    passes, _ = run_in_parts(call, frames, frames_per_pass, make)
-    sites = list(key_pass.outputs)
-    result.index = {site: torch.cat([p.index[site] for p in passes]) for site in sites}
+    places = torch.argsort(torch.cat(order))
+
+    def joined(values: list[Tensor]) -> Tensor:
+        return torch.cat(values)[places.to(values[0].device)]
+
+    result.index = {site: joined([p.index[site] for p in parts]) for site in call.sites}
     if similarity:
-        result.similarity = {s: torch.cat([p.similarity[s] for p in passes]) for s in sites}
+        result.similarity = {s: joined([p.similarity[s] for p in parts]) for s in call.sites}
     if features:
-        result.features = joined_features(passes)
+        result.features = joined([joined_features([p]) for p in parts])
     return result
+
+
+def _source_runs(plan: StepPlan, call: Call, frames_per_pass: int) -> list[tuple[int, int, Tensor]]:
+    """Runs of key frames and the frames built from them: (first, end, frames).
+
+    A run shares one key frame with the next, so that consecutive key frames lie in one run.
+    """
+    count = len(plan.key_frames)
+    most = max(call.frames_that_fit(frames_per_pass) or count, 2)
+    starts = range(0, max(count - 1, 1), most - 1)
+    groups = [(start, min(start + most, count)) for start in starts]
+    served = assign_groups(plan.neighbours, groups)
+    return [(*group, frames) for group, frames in zip(groups, served, strict=True)]
+
+
+def _append_key_frames(result: StepSource, key_pass: SourceKeyPass, start: int) -> None:
+    """Adds what a run recorded; its first key frame is known from the run before."""
+    new = slice(1 if start else 0, None)
+    for kept, found in ((result.queries, key_pass.queries), (result.keys, key_pass.keys)):
+        for site, value in found.items():
+            kept[site] = torch.cat([kept[site], value[new]]) if start else value
+    if key_pass.recorded is not None:
+        known = [result.key_features] if result.key_features is not None else []
+        result.key_features = torch.cat([*known, key_pass.recorded[new]])

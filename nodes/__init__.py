@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .attention import ExtendedAttention, PlugAndPlay, TokenFlow
+from .compositing import RestoreBackground
 from .inversion import (
     CheckInversion,
     InversionLatent,
@@ -38,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     ExtendedAttention,
     PlugAndPlay,
     TokenFlow,
+    RestoreBackground,
 ]
 
 

@@ -116,8 +116,9 @@ def fingerprint(patcher: Any) -> Fingerprint:
 def _base_hash(patcher: Any) -> str:
     weights = dict(unet_of(patcher).named_parameters())
     value = hashlib.sha256()
+    backups = getattr(patcher, "backup", {})
     for name in PROBED:
-        backup = patcher.backup.get(f"diffusion_model.{name}")
+        backup = backups.get(f"diffusion_model.{name}")
         weight = weights.get(name) if backup is None else backup.weight
         if weight is None or weight.is_meta:
             return ""

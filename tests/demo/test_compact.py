@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from demo.compact import expanded, quantized, read_compact, write_compact
+from demo.compact import LEVELS, expanded, quantized, read_compact, write_compact
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -23,7 +23,7 @@ def test_expanding_undoes_quantizing_within_half_a_step():
     assert after.keys() == before.keys()
     for name, weight in before.items():
         assert after[name].shape == weight.shape
-        step = weight.flatten(1).abs().amax(1) / 127 if weight.ndim > 1 else weight.abs() * 1e-3
+        step = weight.flatten(1).abs().amax(1) / LEVELS if weight.ndim > 1 else weight.abs() * 1e-3
         error = (after[name].float() - weight).flatten(1 if weight.ndim > 1 else 0).abs()
         bound = 0.51 * step + weight.abs().max() * 1.5e-3
         assert bool((error <= (bound[:, None] if weight.ndim > 1 else bound)).all()), name

@@ -203,3 +203,19 @@ def test_connected_field_equals_running_without_one(model, no_cache, half, sourc
     out = run(model, inversion, other, *edits[1:])
     assert torch.equal(out, without)
     assert source_passes == ([0, 0, 0] if half else [1, 1, 0])
+
+
+def test_the_sources_key_frames_are_run_in_parts(model, no_cache):
+    """Memory: no source pass is longer than frames_per_pass, whatever the clip's length."""
+    inversion = source(model, 15)
+    flow = TokenFlow(inversion, interval=2, frames_per_pass=3)
+    assert len(flow.plan(0).key_frames) == 8
+    spy, injection = Spy(), PlugAndPlay(inversion, 0.7, 0.7)
+    sample(
+        spy.on(edited(model, flow, injection)),
+        start_of(inversion), sigmas_of(inversion), conditioning(1),
+    )  # fmt: skip
+    sources = [call["frames"] for call in spy.source_calls(inversion)]
+    assert sources and max(map(len, sources)) == 3
+    whole = run(model, inversion, TokenFlow(inversion, interval=2, frames_per_pass=0), injection)
+    assert same(run(model, inversion, flow, injection), whole)

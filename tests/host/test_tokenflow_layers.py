@@ -80,7 +80,7 @@ def test_tokens_of_the_source(passes, slices, layer):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_field(passes, slices, layer):
-    index = passes[1][SourceFieldPass].index[site_of(layer)]  # [F,2,L]
+    index = passes[1][SourceFieldPass].index[site_of(layer)].long()  # [F,2,L]
     assert index.shape[:2] == (FRAMES, 2)
     for batch in range(2):
         frames = slice(batch * INTERVAL, (batch + 1) * INTERVAL)
