@@ -10,7 +10,7 @@ import sys
 
 from inprocess import load_pack
 
-FRAMES_PER_PASS, INTERVAL, SIZE = 8, 8, 16
+FRAMES_PER_PASS, INTERVAL, SIZE = 2, 8, 32
 
 
 def peak_bytes() -> int:
