@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from demo.quality_clips import CLIPS, QualityClip, moving_scene
 from demo.scenes import COLOURS, PALETTE, draw, object_points, outline_distance
 
-SIZE, CFG = 128, 4.0
+SIZE, CFG = 128, 2.0
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"
 COLUMNS = (
     "plain", "PlugAndPlay", "joint attention", "TokenFlow fixed", "TokenFlow",
