@@ -237,16 +237,6 @@ def compact(index: Tensor) -> Tensor:
     return index.to(torch.int16 if int(index.max()) <= 32767 else torch.int32)
 
 
-def trimmed(inversion: Inversion, start: int) -> Inversion:
-    """The inversion without its first `start` (noisiest) entries."""
-    return replace(
-        inversion,
-        latents=inversion.latents[start:],
-        sigmas=inversion.sigmas[start:],
-        timesteps=inversion.timesteps[start:],
-    )
-
-
 def some_frames(inversion: Inversion, frames: Tensor) -> Inversion:
     """The inversion of some of the clip's frames ([f] int64 frame numbers)."""
 

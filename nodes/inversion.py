@@ -167,12 +167,7 @@ class SaveInversion(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.inversion_input("The inversion to keep, from Invert Video."),
-                io.String.Input(
-                    "filename",
-                    default="clip",
-                    tooltip="Name of the file, without folder; a file of that name is replaced. "
-                    "Good: the name of the clip.",
-                ),
+                sockets.filename_input(),
             ],
             outputs=[],
         )

@@ -45,6 +45,16 @@ def start_outputs() -> list[io.Output]:
     ]
 
 
+def filename_input() -> io.Input:
+    """Name of a saved file."""
+    return io.String.Input(
+        "filename",
+        default="clip",
+        tooltip="Name of the file, without folder; a file of that name is replaced. "
+        "Good: the name of the clip.",
+    )
+
+
 def interval_input() -> io.Input:
     """Frames per key frame."""
     return io.Int.Input(

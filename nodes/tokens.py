@@ -197,12 +197,7 @@ class SaveNNField(io.ComfyNode):
                 sockets.NNFieldSocket.Input(
                     "nn_field", tooltip="The field to keep, from Nearest-Neighbour Field."
                 ),
-                io.String.Input(
-                    "filename",
-                    default="clip",
-                    tooltip="Name of the file, without folder; a file of that name is replaced. "
-                    "Good: the name of the clip.",
-                ),
+                sockets.filename_input(),
             ],
             outputs=[],
         )
