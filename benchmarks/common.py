@@ -78,6 +78,15 @@ def write_result(
     return path
 
 
+def row(metric: str, value: float | None, unit: str, goal: str = "") -> dict[str, Any]:
+    """One line of the result; goal such as "<= 0.85", empty where there is none."""
+    reached = None
+    if goal and value is not None:
+        sign, number = goal.split()[:2]
+        reached = value <= float(number) if sign == "<=" else value >= float(number)
+    return {"metric": metric, "value": value, "unit": unit, "goal": goal, "reached": reached}
+
+
 def line(row: Mapping[str, Any]) -> str:
     """One row as text."""
     value = row["value"]

@@ -27,12 +27,17 @@ class PublishedOrder:
     of the inversion. Plug-and-Play injection is on in every step.
     """
 
-    def __init__(self, patcher: Any, inversion: Any, key_frames: Tensor, interval: int) -> None:
-        """key_frames [S,K]: those of every step of the inversion."""
+    def __init__(
+        self, patcher: Any, inversion: Any, key_frames: Tensor, interval: int, field: Any = None
+    ) -> None:
+        """key_frames [S,K]: those of every step of the inversion. With a field (NNField), its
+        matches are taken, and `worst_choice` says how much less similar than the best one the
+        worst of them is: rounding, where the field is right."""
         from reweave.editing.host.model import feature_layers, sites_of
         from reweave.editing.protocol import injection_sites
 
         self.inversion, self.key_frames, self.interval = inversion, key_frames, interval
+        self.field, self.step, self.worst_choice = field, 0, 0.0
         self.layers: Any = feature_layers(patcher)
         sites = sites_of(patcher)
         self.sites = [tuple(site) for site in sites]
@@ -60,6 +65,7 @@ class PublishedOrder:
         step = self.inversion.locate(float(options["sigmas"][0]))
         source = self.inversion.sigma_space(step, float(options["sigmas"][0]))
         frames = len(x) // 2
+        self.step = step.index
         prompts = [self.inversion.context, context[:1], context[frames : frames + 1]]
 
         def run(part: Tensor) -> Tensor:
@@ -121,8 +127,20 @@ class PublishedOrder:
         tokens = tokens / tokens.norm(dim=-1, keepdim=True)
         references = references / references.norm(dim=-1, keepdim=True)
         similarity = tokens @ references.T
-        found = [part.argmax(dim=-1) for part in similarity.split(length, dim=1)]
+        parts = similarity.split(length, dim=1)
+        found = [part.argmax(dim=-1) for part in parts]
+        if self.field is not None:
+            found = [self._given(place, r, parts[r], best) for r, best in enumerate(found)]
         return found[0], found[1] if self.batch else None
+
+    def _given(self, place: Place, which: int, similarity: Tensor, best: Tensor) -> Tensor:
+        """The field's matches in place of our own."""
+        first = self.batch * self.interval
+        index = self.field.index[place, self.step][first : first + self.interval, which]
+        index = index.long().flatten()
+        lost = similarity.gather(1, best[:, None]) - similarity.gather(1, index[:, None])
+        self.worst_choice = max(self.worst_choice, float(lost.max()))
+        return index
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
         place = (*extra["block"], extra["block_index"])

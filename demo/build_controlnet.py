@@ -1,7 +1,7 @@
-"""Builds a canny ControlNet for the demo checkpoint: its encoder, and output convolutions that are
-zero.
+"""Builds a ControlNet for the demo checkpoint: its encoder, and output convolutions that are zero.
 
-It has no effect until it is trained; it stands in so that the ControlNet template runs as it is.
+It has no effect until it is trained; it stands in, for canny and for depth, so that the ControlNet
+templates run as they are.
 python demo/build_controlnet.py --checkpoint reweave_demo.safetensors --out
 reweave_demo_canny.safetensors
 """

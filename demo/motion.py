@@ -49,13 +49,13 @@ def moving(scene: Scene, frames: int, generator: torch.Generator, speed: float) 
     time = torch.arange(frames) - (frames - 1) / 2
     rows = scene[torch.zeros(frames, dtype=torch.int64)]
     return rows.replace(
-        centre=rows.centre * 0.6 + _path(time, heading, speed),
+        centre=rows.centre * 0.6 + path(time, heading, speed),
         angle=rows.angle + 0.05 * turn * time,
-        pan=rows.pan + _path(time, sway, speed / 2),
+        pan=rows.pan + path(time, sway, speed / 2),
     )
 
 
-def _path(time: Tensor, direction: float, speed: float) -> Tensor:
+def path(time: Tensor, direction: float, speed: float) -> Tensor:
     """Straight motion [F, 2] in a direction of -1..1 half turns, 0 in the middle of the clip."""
     angle = direction * math.pi
     return time[:, None] * speed * torch.tensor([math.cos(angle), math.sin(angle)])

@@ -7,12 +7,11 @@ frames edited one by one really disagree.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from .motion import path
 from .scenes import COLOURS, PATTERNS, SHAPES, TEXTURES, Scene, caption, random_scenes
 
 FRAMES = 16
@@ -101,14 +100,8 @@ def moving_scene(clip: QualityClip, frames: int = FRAMES) -> Scene:
     fixed = {name: torch.tensor([table.index(word)]) for name, table, word in words}
     rows = scene.replace(**fixed)[torch.zeros(frames, dtype=torch.int64)]
     return rows.replace(
-        centre=rows.centre * 0.6 + _path(time, heading, 0.03),
+        centre=rows.centre * 0.6 + path(time, heading, 0.03),
         radius=rows.radius.clamp(min=0.5),
         angle=rows.angle + 0.05 * turn * time,
-        pan=_path(time, sway, 0.015),
+        pan=path(time, sway, 0.015),
     )
-
-
-def _path(time: Tensor, direction: float, speed: float) -> Tensor:
-    """Straight motion [F, 2] in a direction of -1..1 half turns, 0 in the middle of the clip."""
-    angle = direction * math.pi
-    return time[:, None] * speed * torch.tensor([math.cos(angle), math.sin(angle)])

@@ -8,8 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .anchor_attention import KEYS, AnchorAttention
 from .extended_attention import MODES, ExtendedAttention
 from .keyframes import DRAWS, RULES
+from .latent_guidance import MODES as GUIDANCE_MODES
+from .latent_guidance import TARGETS, LatentGuidance
 from .plug_and_play import PlugAndPlay
 from .protocol import Site
 from .tokenflow import TokenFlow
@@ -120,6 +123,40 @@ def check_extended_attention(edit: ExtendedAttention) -> ExtendedAttention:
     check_range(edit.name, "interval", edit.interval, 1)
     check_range(edit.name, "window", edit.window, 1)
     return edit
+
+
+def check_anchor_attention(edit: AnchorAttention) -> AnchorAttention:
+    """The edit with a usable mask. Raises: ValueError naming the knob."""
+    check_choice(edit.name, "keys", edit.keys, KEYS)
+    for knob in ("anchor", "refresh_every", "frames_per_pass"):
+        check_range(edit.name, knob, getattr(edit, knob), 0)
+    check_range(edit.name, "cross_fade", edit.cross_fade, 1)
+    if edit.refresh_every and edit.cross_fade > edit.refresh_every:
+        raise ValueError(
+            f"{edit.name}: expected 'cross_fade' to be at most 'refresh_every' "
+            f"({edit.refresh_every}), got {edit.cross_fade}: an anchor must have taken over "
+            "before the next one comes. Lower 'cross_fade'."
+        )
+    if edit.mask is None:
+        return edit
+    if edit.inversion is None:
+        raise ValueError(
+            f"{edit.name}: a mask keeps what lies outside as in the source, but no inversion is "
+            "connected. Connect 'inversion', or disconnect 'mask'."
+        )
+    return replace(edit, mask=region(edit.name, edit.mask, edit.inversion.frames))
+
+
+def check_latent_guidance(edit: LatentGuidance) -> LatentGuidance:
+    """The edit with a usable mask. Raises: ValueError naming the knob."""
+    check_choice(edit.name, "target", edit.target, TARGETS)
+    check_choice(edit.name, "mode", edit.mode, GUIDANCE_MODES)
+    check_range(edit.name, "strength", edit.strength, 0)
+    check_range(edit.name, "until", edit.until, 0, 1)
+    check_range(edit.name, "anchor", edit.anchor, 0)
+    check_range(edit.name, "target_step", edit.target_step, 0)
+    frames = 1 if edit.region is None or edit.region.ndim == 2 else len(edit.region)
+    return replace(edit, region=region(edit.name, edit.region, frames))
 
 
 def check_plug_and_play(edit: PlugAndPlay) -> PlugAndPlay:

@@ -130,6 +130,12 @@ class Edit:
         """Whether this edit decides what the self-attentions return (at most one may)."""
         return False
 
+    def check_clip(self, frames: int, size: tuple[int, ...], steps: int) -> None:
+        """Called before sampling `frames` latents of `size` (C,h,w) in `steps` steps.
+
+        Raises: ValueError where the settings do not fit such a clip.
+        """
+
 
 @dataclass
 class StepSource:
@@ -156,7 +162,11 @@ P = TypeVar("P", bound="Pass")
 
 
 def run_in_parts(
-    call: Call, frames: Tensor, frames_per_pass: int, make: Callable[[Tensor], P]
+    call: Call,
+    frames: Tensor,
+    frames_per_pass: int,
+    make: Callable[[Tensor], P],
+    finished: Callable[[P], None] | None = None,
 ) -> tuple[list[P], Tensor]:
     """Runs passes over runs of frames; halves them when the device runs out of memory.
 
@@ -164,6 +174,7 @@ def run_in_parts(
         frames: [F] frame numbers, at least one.
         frames_per_pass: 0 = all in one pass. Changes memory, never the result.
         make: builds the pass of one run of frames.
+        finished: called with every pass that went through, before the next one is built.
 
     Returns: the passes, and their results joined along frames [N,F,C,h,w].
     """
@@ -181,5 +192,7 @@ def run_in_parts(
             call.make_room(len(pass_.frames) // 2)
             continue
         done.append(pass_)
+        if finished is not None:
+            finished(pass_)
         rest = rest[size:]
     return done, torch.cat(results, 1)

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.schedule import sigma_space_from_vp
+from .anchor_attention import AnchorAttention, anchor_step
 from .extended_attention import AttentionPass, ExtendedAttention
+from .latent_guidance import LatentGuidance
 from .plug_and_play import PlugAndPlay, record_source
 from .protocol import Call, Edit, Site, StepSource
 from .step_cache import StepCache, on_device
@@ -54,23 +56,11 @@ def source_of(edit: Edit) -> Inversion | None:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The sigmas of one sampling call, on the inversion's trajectory."""
+class Steps:
+    """The sigmas of one sampling call."""
 
     sample_sigmas: Tensor
     """[T] descending, the last may be 0."""
-    inversion: Inversion
-
-    def position(self, sigma: float) -> Position:
-        """Raises: ValueError when the trajectory does not reach `sigma`."""
-        found = self.inversion.locate(sigma)
-        if found is None:
-            low, high = float(self.inversion.sigmas[-1]), float(self.inversion.sigmas[0])
-            raise ValueError(
-                f"Reweave: the sampler asked for sigma {sigma:.4g}, the inversion covers "
-                f"{low:.4g} to {high:.4g}. Connect the SIGMAS of Inversion Latent to the sampler."
-            )
-        return found
 
     def step_of(self, sigma: float) -> tuple[int, int]:
         """(number of this step in this sampling call, steps of the call)."""
@@ -84,6 +74,24 @@ class Schedule:
         return float(self.sample_sigmas[number + 1])
 
 
+@dataclass(frozen=True)
+class Schedule(Steps):
+    """The same, on an inversion's trajectory."""
+
+    inversion: Inversion
+
+    def position(self, sigma: float) -> Position:
+        """Raises: ValueError when the trajectory does not reach `sigma`."""
+        found = self.inversion.locate(sigma)
+        if found is None:
+            low, high = float(self.inversion.sigmas[-1]), float(self.inversion.sigmas[0])
+            raise ValueError(
+                f"Reweave: the sampler asked for sigma {sigma:.4g}, the inversion covers "
+                f"{low:.4g} to {high:.4g}. Connect the SIGMAS of Inversion Latent to the sampler."
+            )
+        return found
+
+
 class Session:
     """The state of one sampling call."""
 
@@ -92,12 +100,21 @@ class Session:
         edits: Sequence[Edit],
         schedule: Schedule | None,
         cache: StepCache | None = None,
+        steps: Steps | None = None,
     ) -> None:
-        """`schedule` is None only when no edit reads a source."""
+        """`schedule` is None only when no edit reads a source; `steps` then says the sigmas."""
         self.flow = next((e for e in edits if isinstance(e, TokenFlow)), None)
         self.injection = next((e for e in edits if isinstance(e, PlugAndPlay)), None)
         self.extended = next((e for e in edits if isinstance(e, ExtendedAttention)), None)
+        self.anchored = next((e for e in edits if isinstance(e, AnchorAttention)), None)
+        self.guidance = next((e for e in edits if isinstance(e, LatentGuidance)), None)
         self.edits, self.schedule, self.cache = tuple(edits), schedule, cache
+        self.steps = schedule or steps
+        self.fixed_targets: Tensor | None = None
+        """[F,C,h,w] predictions of Latent Guidance's fixed step, once they are known."""
+        self.watched_step: int | None = None
+        """The step whose predictions are looked for."""
+        self._observed: Tensor | None = None
         self.source_passes = 0
         self._source: tuple[float, StepSource] | None = None
 
@@ -106,9 +123,44 @@ class Session:
         source = self._source_at(call)
         if self.flow is not None:
             out = tokenflow_step(self.flow, self._plan(call.sigma), source, call)
+        elif self.anchored is not None:
+            out = anchor_step(self.anchored, source, call)
         else:
             out = call.run(self._attention_pass(call, source))
         return self._locked(out, call)
+
+    def aim(self, x0: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Targets and weights of Latent Guidance at one step (see `LatentGuidance.aim`).
+
+        What a mask locks, and an anchor that was given, are not pulled.
+        """
+        assert self.guidance is not None
+        index = self.schedule.position(sigma).index if self.schedule else 0
+        targets, weight = self.guidance.aim(x0, self.fixed_targets, index)
+        if self.anchored is not None and self.anchored.edited_anchor is not None:
+            weight = weight.clone()
+            weight[self.anchored.anchor] = 0
+        masks = self._masks()
+        if masks and self.schedule is not None:
+            weight = weight * latent_mask(masks, x0.shape[-2:]).to(weight)
+        return targets, weight
+
+    def observe(self, step: int, x0: Tensor) -> None:
+        """Keeps the raw predictions of the step that is looked for."""
+        if step == self.watched_step:
+            self._observed = x0.detach().clone()
+
+    def settle(self) -> float:
+        """The predictions just seen become the targets -> their relative change (1 at first)."""
+        found, before = self._observed, self.fixed_targets
+        assert found is not None
+        self.fixed_targets = found
+        if before is None:
+            return 1.0
+        return float((found - before).norm() / found.norm().clamp(min=1e-12))
+
+    def _masks(self) -> list[Tensor]:
+        return [mask for edit in self.edits if (mask := getattr(edit, "mask", None)) is not None]
 
     def _attention_pass(self, call: Call, source: StepSource) -> AttentionPass:
         frames = torch.arange(call.frames)
@@ -127,7 +179,8 @@ class Session:
         if self.schedule is None:
             return StepSource()
         if self._source is None or self._source[0] != call.sigma:
-            self._source = (call.sigma, self._find_source(call))
+            with torch.no_grad():
+                self._source = (call.sigma, self._find_source(call))
         return self._source[1]
 
     def _find_source(self, call: Call) -> StepSource:
@@ -139,7 +192,8 @@ class Session:
             features = self.injection.injects_features(*step)
         if self.flow is None:
             self.source_passes += int(attention or features)
-            return record_source(call, torch.arange(call.frames), attention, features, 0)
+            most = self.anchored.frames_per_pass if self.anchored else 0
+            return record_source(call, torch.arange(call.frames), attention, features, most)
         position = self.schedule.position(call.sigma)
         known = StepSource()
         if position.exact:
@@ -197,7 +251,7 @@ class Session:
         A step goes from x to x + (x - D) / sigma * (next - sigma); the D that lands on the
         source's latent at the next sigma is solved for and blended in through the soft mask.
         """
-        masks = [mask for edit in self.edits if (mask := getattr(edit, "mask", None)) is not None]
+        masks = self._masks()
         if not masks or self.schedule is None:
             return denoised
         inversion, sigma = self.schedule.inversion, call.sigma

@@ -26,7 +26,8 @@ def frame_attention(
     Extended attention is every row equal to all key frames (TokenFlow, section 4.1, eq. 1);
     anchor attention is ``(anchor, f - 1)`` (Pix2Video, section 3.2); plain attention is ``(f,)``.
     Frames with equal rows share one call and one set of keys, which are views where the row is
-    consecutive: extended attention copies nothing.
+    consecutive: extended attention copies nothing. Frames with rows of their own share a call
+    where the rows are equally long.
 
     Args:
         q: [N, F, L, C] queries.
@@ -52,12 +53,15 @@ def frame_attention(
         (sources,) = groups
         out = _joint(q, _take(k, list(sources)), _take(v, list(sources)), heads, attend, max_tokens)
         return out.view(q.shape)
-    if max(map(len, rows)) == 1:
-        return _single(q, k, v, [row[0] for row in rows], heads, attend, max_tokens)
     out = torch.empty_like(q)
-    for sources, members in groups.items():
-        keys, values = _take(k, list(sources)), _take(v, list(sources))
-        part = _joint(_take(q, members), keys, values, heads, attend, max_tokens)
+    for members in _batches(groups):
+        sources = [g for f in members for g in rows[f]]
+        shared = tuple(rows[members[0]])
+        if groups[shared] == members and len(shared) > 1:
+            keys, values = _take(k, list(shared)), _take(v, list(shared))
+            part = _joint(_take(q, members), keys, values, heads, attend, max_tokens)
+        else:
+            part = _separate(_take(q, members), k, v, sources, heads, attend, max_tokens)
         out[:, members] = part.view(len(q), len(members), *q.shape[2:])
     return out
 
@@ -85,7 +89,7 @@ def _joint(
     return _chunked(q.flatten(1, 2), keys, values, heads, attend, max_tokens)
 
 
-def _single(
+def _separate(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -94,9 +98,15 @@ def _single(
     attend: Attend,
     max_tokens: int | None,
 ) -> Tensor:
-    """Every frame attends to one frame of its own: one call with N*F batch entries."""
-    keys, values = _take(k, sources).flatten(0, 1), _take(v, sources).flatten(0, 1)
-    return _chunked(q.flatten(0, 1), keys, values, heads, attend, max_tokens).view(q.shape)
+    """Every frame of q attends to frames of its own, equally many: one call of N*F' entries.
+
+    `sources` lists them frame after frame. Returns [N*F', L, C].
+    """
+    frames = q.shape[1]
+    keys, values = (
+        _take(x, sources).unflatten(1, (frames, -1)).flatten(2, 3).flatten(0, 1) for x in (k, v)
+    )
+    return _chunked(q.flatten(0, 1), keys, values, heads, attend, max_tokens)
 
 
 def _chunked(
@@ -129,6 +139,18 @@ def _groups(rows: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
     for f, row in enumerate(rows):
         groups.setdefault(tuple(row), []).append(f)
     return groups
+
+
+def _batches(groups: dict[tuple[int, ...], list[int]]) -> list[list[int]]:
+    """Frames that share one call: those with equal rows; the others with rows of one length."""
+    shared: list[list[int]] = []
+    alone: dict[int, list[int]] = {}
+    for row, members in groups.items():
+        if len(members) > 1 and len(row) > 1:
+            shared.append(members)
+        else:
+            alone.setdefault(len(row), []).extend(members)
+    return shared + [sorted(members) for members in alone.values()]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: Tensor) -> list[list[int]]:

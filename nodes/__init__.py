@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .attention import ExtendedAttention, PlugAndPlay, TokenFlow
 from .compositing import RestoreBackground
+from .guidance import AnchorAttention, LatentGuidance
 from .inversion import (
     CheckInversion,
     InversionLatent,
@@ -39,6 +40,8 @@ NODES: list[type[io.ComfyNode]] = [
     ExtendedAttention,
     PlugAndPlay,
     TokenFlow,
+    AnchorAttention,
+    LatentGuidance,
     RestoreBackground,
 ]
 

@@ -3,6 +3,7 @@
 from .attach import attach, edits_of
 from .feature_cache import field_bytes, token_bytes
 from .files import file_stamp, load_payload, save_payload
+from .guiding import gradient_bytes, model_latents, warped
 from .inverting import InversionRequest, invert_clip
 from .model import describe, fingerprint, latent_format, sites_of, supported_sites
 from .notices import say, warn
@@ -24,10 +25,12 @@ __all__ = [
     "file_stamp",
     "files_folder",
     "fingerprint",
+    "gradient_bytes",
     "invert_clip",
     "latent_format",
     "list_files",
     "load_payload",
+    "model_latents",
     "play_back",
     "resolve_file",
     "save_payload",
@@ -38,4 +41,5 @@ __all__ = [
     "token_bytes",
     "walk_source",
     "warn",
+    "warped",
 ]

@@ -13,18 +13,20 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ..anchor_attention import AnchorAttention
+from ..latent_guidance import LatentGuidance
 from ..plug_and_play import PlugAndPlay
 from ..protocol import Edit
-from ..session import Schedule, Session, combine
+from ..session import Schedule, Session, Steps, combine
 from ..tokenflow import TokenFlow
 from ..types import Inversion
 from .call import ModelCall, Room
 from .feature_cache import step_cache
+from .guiding import KEY, differentiable, predict_noise, sampler_sample
 from .model import feature_layers, latent_format, require_supported, sites_of
 from .notices import warn
 from .validate import check_sampling
 
-KEY = "reweave"
 UNCHANGED = 0.02
 """Relative RMS change of the latents below which an edit counts as having done nothing."""
 W = comfy.patcher_extension.WrappersMP
@@ -48,9 +50,13 @@ def attach(patcher: Any, edit: Edit) -> Any:
         (W.OUTER_SAMPLE, outer_sample),
         (W.PREPARE_SAMPLING, prepare_sampling),
         (W.APPLY_MODEL, apply_model),
+        (W.PREDICT_NOISE, predict_noise),
+        (W.SAMPLER_SAMPLE, sampler_sample),
     ):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
+    if isinstance(edit, LatentGuidance) and edit.mode == "gradient":
+        differentiable(clone)
     return clone
 
 
@@ -80,7 +86,7 @@ def outer_sample(
     schedule = Schedule(sigmas.cpu(), inversion) if inversion else None
     cache = step_cache(guider.model_patcher, edits, latent_image)
     options = guider.model_options["transformer_options"]
-    session = Session(edits, schedule, cache)
+    session = Session(edits, schedule, cache, Steps(sigmas.cpu()))
     options[KEY] = Run(guider.model_patcher, session, inversion)
     try:
         out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -101,6 +107,9 @@ def prepare_sampling(
         joint = min(joint, flow.max_joint_key_frames or joint)
         rows = max(flow.frames_per_pass or noise_shape[0], joint)
         noise_shape = [min(rows, noise_shape[0]), *noise_shape[1:]]
+    anchored = next((edit for edit in edits_of(model) if isinstance(edit, AnchorAttention)), None)
+    if anchored is not None and anchored.frames_per_pass:
+        noise_shape = [min(anchored.frames_per_pass, noise_shape[0]), *noise_shape[1:]]
     return executor(model, noise_shape, *args, **kwargs)
 
 

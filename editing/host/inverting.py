@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..inversion import CONVENTIONS, final_sigma, invert
+from ..latent_guidance import LatentGuidance
 from ..protocol import Pass, run_in_parts
 from ..session import source_of
 from ..types import Inversion, digest
@@ -178,10 +179,15 @@ def _from_cache(path: Path | None) -> Inversion | None:
 def check_request(patcher: Any, samples: Tensor, request: InversionRequest) -> None:
     """Raises: ValueError for what cannot be inverted."""
     require_supported(patcher, NODE)
-    fed = [edit.name for edit in edits_of(patcher) if source_of(edit) is not None]
+    fed = [
+        edit.name
+        for edit in edits_of(patcher)
+        if source_of(edit) is not None or isinstance(edit, LatentGuidance)
+    ]
     if fed:
         raise ValueError(
-            f"{NODE}: this MODEL carries {' and '.join(fed)}, which reads an inversion itself. "
+            f"{NODE}: this MODEL carries {' and '.join(fed)}, which acts on an edit, not on the "
+            "source. "
             f"Connect the MODEL from before {fed[0]}."
         )
     if samples.ndim != 4:

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..latent_guidance import LatentGuidance
 from ..plug_and_play import PlugAndPlay
 from ..protocol import Edit
 from ..session import source_of
 from ..types import Inversion, Position
+from .guiding import check_gradient
+from .guiding import check_sampler as check_guided_sampler
 from .model import fingerprint, format_name, is_compiled, require_supported
 from .notices import warn
 
@@ -55,14 +58,30 @@ def check_sampling(
                 "Plug-and-Play: the UNet is compiled (torch.compile), which hides the features it "
                 "injects. Remove the compile node, or set 'inject_features_until' to 0."
             )
+        edit.check_clip(len(noise), tuple(noise.shape[1:]), len(sigmas) - 1)
+        if isinstance(edit, LatentGuidance):
+            check_guided_sampler(edit, sampler)
+            if edit.mode == "gradient":
+                check_gradient(edit, patcher, tuple(noise.shape))
     inversion = next((found for edit in edits if (found := source_of(edit))), None)
     if inversion is None:
+        check_unlocked(edits)
         return None
     check_sampler(names, sampler)
     check_same_clip(names, patcher, inversion, noise)
     check_schedule(names, inversion, sigmas)
     check_start(names, inversion, noise, latent, float(sigmas[0]))
     return inversion
+
+
+def check_unlocked(edits: Sequence[Edit]) -> None:
+    """A mask locks the background to the source, which must be there."""
+    for edit in edits:
+        if getattr(edit, "mask", None) is not None:
+            raise ValueError(
+                f"{edit.name}: a mask keeps what lies outside as in the source, but no inversion "
+                "is connected. Connect 'inversion', or disconnect 'mask'."
+            )
 
 
 def check_sampler(names: str, sampler: Any) -> None:

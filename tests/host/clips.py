@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
 import torch
@@ -91,6 +92,15 @@ def run(model: Any, inversion: Inversion, *edits: Edit, prompt: int = 1, **optio
         options.pop("sigmas", sigmas_of(inversion)),
         positive,
         **options,
+    )
+
+
+def no_free_memory(monkeypatch: Any) -> None:
+    """ComfyUI then runs every conditioning in a call of its own."""
+    monkeypatch.setattr(
+        comfy.model_management,
+        "get_free_memory",
+        lambda device=None, torch_free_too=False: (1e9, 1e9) if torch_free_too else 1,
     )
 
 

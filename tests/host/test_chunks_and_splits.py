@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import comfy.model_management
 import pytest
 import torch
-from clips import ATTACH, SMALL, Spy, edited, run, same, sigmas_of, source, start_of
+from clips import ATTACH, SMALL, Spy, edited, no_free_memory, run, same, sigmas_of, source, start_of
 from reweave.editing import host
 from reweave.editing.extended_attention import ExtendedAttention
 from reweave.editing.plug_and_play import PlugAndPlay
@@ -71,15 +70,6 @@ def test_every_frame_is_run_once_per_step(model, no_cache):
     assert first[0] == key_frames
     assert sorted(frame for part in first[1:] for frame in part) == list(range(11))
     assert max(map(len, first[1:])) == 3
-
-
-def no_free_memory(monkeypatch):
-    """ComfyUI then runs every conditioning in a call of its own."""
-    monkeypatch.setattr(
-        comfy.model_management,
-        "get_free_memory",
-        lambda device=None, torch_free_too=False: (1e9, 1e9) if torch_free_too else 1,
-    )
 
 
 @pytest.mark.parametrize("edit", ["both", "injection", "extended"])

@@ -22,7 +22,9 @@ from clips import (
     start_of,
 )
 from reweave.editing import host
+from reweave.editing.anchor_attention import AnchorAttention
 from reweave.editing.extended_attention import ExtendedAttention
+from reweave.editing.latent_guidance import LatentGuidance
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
 from toy import conditioning, patcher, sample
@@ -90,6 +92,18 @@ def test_control_reaches_every_frame_with_its_own_rows(model):
         )
         rows = [1.0 + c * frames + f for c in range(len(call["branches"])) for f in call["frames"]]
         assert torch.allclose(call["control"]["output"][0][:, 1, 0, 0] / wave, torch.tensor(rows))
+
+
+def test_control_reaches_anchored_frames_in_any_order(model):
+    """Rows of the clip stay with their frames when the anchor runs first."""
+    inversion = source(model, 5)
+    positive, negative = controlled(5)
+    prompts = {"positive": [positive], "negative": [negative]}
+    guidance = LatentGuidance(0.1, 1.0)
+    whole = run(model, inversion, AnchorAttention(anchor=3), guidance, **prompts)
+    cut = AnchorAttention(anchor=3, frames_per_pass=2)
+    assert same(run(model, inversion, cut, guidance, **prompts), whole)
+    assert not same(run(model, inversion, AnchorAttention(anchor=3), guidance), whole, 0.02)
 
 
 def test_control_acts_in_every_pass(model):

@@ -207,7 +207,7 @@ def test_latents_that_cannot_be_inverted(model, latent, text):
 
 def test_an_edit_that_reads_an_inversion_is_refused(model, spied):
     inversion, _ = spied()
-    with pytest.raises(ValueError, match="carries Plug-and-Play, which reads an inversion itself"):
+    with pytest.raises(ValueError, match="carries Plug-and-Play, which acts on an edit"):
         spied(on=edited(model, PlugAndPlay(inversion)))
 
 

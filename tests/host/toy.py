@@ -58,11 +58,11 @@ def patcher(
     return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
 
 
-def reference_patcher() -> comfy.model_patcher.ModelPatcher:
-    """The recorded TokenFlow network, in ComfyUI's UNetModel."""
-    config = json.loads((GOLDENS / "tf_unet_kwargs.json").read_text())
+def reference_patcher(run: str = "tf") -> comfy.model_patcher.ModelPatcher:
+    """The recorded network of TokenFlow ("tf") or Pix2Video ("p2v"), in ComfyUI's UNetModel."""
+    config = json.loads((GOLDENS / f"{run}_unet_kwargs.json").read_text())
     result = patcher(SD15 | config)
-    weights = load_file(GOLDENS / "tf_unet_ldm_weights.safetensors")
+    weights = load_file(GOLDENS / f"{run}_unet_ldm_weights.safetensors")
     unet = result.model.diffusion_model
     unet.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
     return result

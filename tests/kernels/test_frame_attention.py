@@ -80,14 +80,16 @@ def test_equal_rows_share_uncopied_keys_in_one_call(draw: Draw, sources: list[in
         assert given.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
-def test_one_call_per_different_row(draw: Draw) -> None:
-    q, k, v = draw(2, 5, 63, 24), draw(2, 3, 41, 24), draw(2, 3, 41, 24)
+def test_rows_that_are_equal_or_equally_long_share_a_call(draw: Draw) -> None:
+    q, k, v = draw(2, 6, 63, 24), draw(2, 3, 41, 24), draw(2, 3, 41, 24)
     attend = Counting()
-    frame_attention(q, k, v, 3, torch.tensor([[0, 1], [0, -1], [0, 1], [-1, 0], [0, 2]]), attend)
-    assert [call[0].shape[1] // 63 for call in attend.calls] == [2, 2, 1]
+    table = torch.tensor([[0, 1], [0, -1], [0, 1], [2, 0], [0, 2], [1, -1]])
+    frame_attention(q, k, v, 3, table, attend)
+    # frames 0 and 2 share keys; 3 and 4 have two frames each, 1 and 5 one each
+    assert [call[0].shape[:2] for call in attend.calls] == [(2, 2 * 63), (4, 63), (4, 63)]
     assert [call[1].shape[1] // 41 for call in attend.calls] == [2, 1, 2]
     attend = Counting()
-    frame_attention(q, k, v, 3, torch.tensor([[0], [1], [2], [0], [1]]), attend)
+    frame_attention(q[:, :5], k, v, 3, torch.tensor([[0], [1], [2], [0], [1]]), attend)
     assert [call[0].shape[0] for call in attend.calls] == [10]
 
 

@@ -1,0 +1,1 @@
+"""Measuring an edit: optical flow, and what is computed along it."""
