@@ -21,32 +21,42 @@ from demo.fresh_machine import Failure, require_port, require_python, run, set_u
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "benchmarks" / "results"
+TABLES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 QUICK = "not slow and not server and not browser"
 DEFAULT_PORT = 8188
 
 
-def table(result: dict) -> str:
-    """Return a benchmark's result file as a Markdown table with what it was measured on."""
+def table(result: dict, whole: bool) -> str:
+    """Return a benchmark's result file as a Markdown table with what it was measured on.
+
+    Without `whole`: only the rows that have a goal, where there are any.
+    """
     words = {True: "yes", False: "no", None: "not measured"}
     lines = ["| metric | value | goal | reached |", "|---|---|---|---|"]
-    for row in result["rows"]:
+    aimed = [row for row in result["rows"] if row.get("goal")]
+    for row in result["rows"] if whole or not aimed else aimed:
         number, unit, goal = row["value"], row.get("unit") or "", row.get("goal") or ""
-        value = "" if number is None else f"{number:.4g} {unit}".strip()
-        lines.append(f"| {row['metric']} | {value} | {goal} | {words[row['reached']]} |")
-    source = f"{result['device']}, torch {result['torch']}, {result['date']}"
-    return "\n".join([*lines, "", f"Measured by `{result['command']}` on {source}."])
+        value = "not measured" if number is None else f"{number:.4g} {unit}".strip()
+        reached = words[row["reached"]] if goal else ""
+        lines.append(f"| {row['metric']} | {value} | {goal} | {reached} |")
+    source = f"{result['device']}, torch {result['torch']}, commit {result['commit']}"
+    lines += ["", f"Measured by `{result['command']}` on {source}, {result['date'][:10]}."]
+    notes = result["notes"] if isinstance(result["notes"], list) else [result["notes"]]
+    return "\n".join([*lines, *(["", " ".join(notes)] if whole and any(notes) else [])])
 
 
-def fill_tables(readme: str, results: Path) -> str:
-    """Replace what stands between <!-- bench:NAME --> and <!-- /bench --> by NAME's table."""
+def fill_tables(page: str, results: Path) -> str:
+    """Replace what stands between <!-- bench:NAME --> and <!-- /bench --> by NAME's table; all of
+    its rows where the mark is <!-- bench:NAME all -->."""
 
     def fill(found: re.Match[str]) -> str:
-        file, text = results / f"{found.group(1)}.json", "Not measured yet."
+        name, whole = found.group(1), bool(found.group(2))
+        file, text = results / f"{name}.json", "Not measured yet."
         if file.exists():
-            text = table(json.loads(file.read_text(encoding="utf-8")))
-        return f"<!-- bench:{found.group(1)} -->\n{text}\n<!-- /bench -->"
+            text = table(json.loads(file.read_text(encoding="utf-8")), whole)
+        return f"<!-- bench:{name}{found.group(2)} -->\n{text}\n<!-- /bench -->"
 
-    return re.sub(r"<!-- bench:(\w+) -->\n.*?<!-- /bench -->", fill, readme, flags=re.S)
+    return re.sub(r"<!-- bench:(\w+)( all|) -->\n.*?<!-- /bench -->", fill, page, flags=re.S)
 
 
 def lint_and_types(python: Path) -> list[str]:
@@ -84,22 +94,26 @@ def check(options: argparse.Namespace, *pytest_arguments: str) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    """Run the named benchmarks (all without names), or only fill the README's tables."""
+    """Run the named benchmarks (all without names), or only fill the tables of the pages.
+
+    With one name, further options are that benchmark's own.
+    """
     if options.readme:
-        readme = ROOT / "README.md"
-        text = fill_tables(readme.read_text(encoding="utf-8"), RESULTS)
-        readme.write_text(text, encoding="utf-8", newline="\n")
-        print(f"filled the tables of {readme.name} from {RESULTS.relative_to(ROOT)}")
+        for page in TABLES:
+            text = fill_tables(page.read_text(encoding="utf-8"), RESULTS)
+            page.write_text(text, encoding="utf-8", newline="\n")
+            print(f"filled the tables of {page.name} from {RESULTS.relative_to(ROOT)}")
         return
     scripts = (ROOT / "benchmarks").glob("[!_]*.py")
-    found = sorted(p.stem for p in scripts if "import write_result" in p.read_text("utf-8"))
+    call = re.compile(r"^\s+write_result\(", re.M)
+    found = sorted(p.stem for p in scripts if call.search(p.read_text("utf-8")))
     unknown = sorted(set(options.names) - set(found))
     if unknown:
         raise Failure(f"no benchmark {', '.join(unknown)}; there are: {', '.join(found)}")
     python, host = set_up(options)
     os.environ["COMFYUI_PATH"] = str(host)
     for name in options.names or found:
-        run([python, ROOT / "benchmarks" / f"{name}.py"], f"benchmark {name}")
+        run([python, ROOT / "benchmarks" / f"{name}.py", *options.rest], f"benchmark {name}")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -155,7 +169,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     benchmarks.add_argument("--readme", action="store_true", help="fill the README's tables only")
     add("serve", parents=[shared], help="start ComfyUI with the pack")
     add("clear-cache", parents=[shared], help="delete cached inversions and source features")
-    return parser.parse_args(arguments)
+    options, options.rest = parser.parse_known_args(arguments)
+    one_benchmark = options.command == "bench" and len(options.names) == 1
+    if options.rest and not one_benchmark:
+        parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
+    return options
 
 
 def main(arguments: list[str]) -> int:

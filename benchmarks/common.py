@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -32,6 +33,12 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
+
+
+def command() -> str:
+    """How this benchmark was called; of files and folders elsewhere only the names."""
+    given = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 
 def device() -> str:
@@ -64,7 +71,7 @@ def write_result(
         "device": device(),
         "torch": torch.__version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *(Path(sys.argv[0]).name, *sys.argv[1:])]),
+        "command": command(),
         "rows": [dict(row) for row in rows],
         "notes": notes if isinstance(notes, str) else list(notes),
     }
@@ -85,6 +92,12 @@ def row(metric: str, value: float | None, unit: str, goal: str = "") -> dict[str
         sign, number = goal.split()[:2]
         reached = value <= float(number) if sign == "<=" else value >= float(number)
     return {"metric": metric, "value": value, "unit": unit, "goal": goal, "reached": reached}
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known and finite; None where nothing is."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else None
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ def one(way: str, frames: int, steps: int, out: Path) -> None:
     """Inverts and edits a clip; prints the numbers, writes the edited latents to `out`."""
     load_pack()
     import torch
+    from memory_growth import peak_since_start, start_of_peak
 
     torch.set_num_threads(1)
     with torch.inference_mode():
@@ -59,25 +60,6 @@ def one(way: str, frames: int, steps: int, out: Path) -> None:
         }
         torch.save(edited, out)
         print(json.dumps(numbers))
-
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def start_of_peak() -> int:
-    """Forgets earlier peaks (Linux only) -> bytes resident now."""
-    RESET.write_text("5")
-    return _resident("VmRSS")
-
-
-def peak_since_start() -> int:
-    """Most bytes resident since then."""
-    return _resident("VmHWM")
-
-
-def _resident(name: str) -> int:
-    lines = STATUS.read_text().splitlines()
-    return 1024 * next(int(text.split()[1]) for text in lines if text.startswith(name))
 
 
 def schedule(model: Any, steps: int) -> list[float]:

@@ -25,6 +25,8 @@ sys.path.append(str(ROOT))
 from demo.host_server import FINAL, Graph, HostError, HostServer, device_arguments, title
 
 WORKFLOW = ROOT / "tests" / "api" / "tokenflow_plug_and_play.json"
+REPORT, NUMBERS = "report", "numbers"
+"""Ids of the nodes that measure the edit, and show its numbers as text."""
 SHOWN_WIDTH = 480  # of each half of the side-by-side clip: the demo's frames are small
 
 
@@ -73,16 +75,25 @@ def source_of(graph: Graph) -> list[Any]:
     return links[0]
 
 
-def with_source_saved(graph: Graph) -> tuple[Graph, str, str]:
-    """Return a graph that also saves the frames it edits, and the ids of both Save Video nodes."""
+def measured(graph: Graph) -> tuple[Graph, str, str]:
+    """Return a graph that also saves the frames it edits, and measures the edit; with the ids of
+    both Save Video nodes."""
     (edited,) = [i for i, node in graph.items() if node["class_type"] == "SaveVideo"]
     (create,) = [node for node in graph.values() if node["class_type"] == "CreateVideo"]
-    graph = copy.deepcopy(graph)
-    inputs = {"images": source_of(graph), "fps": create["inputs"]["fps"]}
-    graph["source_video"] = {"class_type": "CreateVideo", "inputs": inputs}
-    save = {"filename_prefix": "reweave/source", "format": "auto", "codec": "auto"}
-    inputs = {"video": ["source_video", 0], **save}
-    graph["source_save"] = {"class_type": "SaveVideo", "inputs": inputs}
+    graph, source = copy.deepcopy(graph), source_of(graph)
+    clip = {"images": source, "fps": create["inputs"]["fps"]}
+    save = {"video": ["source_video", 0], "filename_prefix": "reweave/source"}
+    save |= {"format": "auto", "codec": "auto"}
+    both = {"source": source, "edited": create["inputs"]["images"], "slice_at": 0.5, "prompt": ""}
+    graph |= {
+        "source_video": {"class_type": "CreateVideo", "inputs": clip},
+        "source_save": {
+            "class_type": "SaveVideo",
+            "inputs": {"video": ["source_video", 0], **save},
+        },
+        REPORT: {"class_type": "Reweave_ConsistencyReport", "inputs": both},
+        NUMBERS: {"class_type": "PreviewAny", "inputs": {"source": [REPORT, 1]}},
+    }
     return graph, "source_save", edited
 
 
@@ -115,68 +126,14 @@ def side_by_side(source: np.ndarray, edited: np.ndarray) -> np.ndarray:
     return np.stack(large)
 
 
-def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the optical flow [H, W, 2] from `first` to `second` (uint8 RGB), in pixels."""
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second)]
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return search.calc(grey[0], grey[1], np.zeros((*grey[0].shape, 2), np.float32))
-
-
-def follow(image: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """Return `image` [H, W, C] float32 looked up at each pixel's place after `motion` [H, W, 2].
-
-    Places outside the image give NaN.
-    """
-    height, width = motion.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    x, y = x + motion[..., 0], y + motion[..., 1]
-    found = cv2.remap(image.astype(np.float32), x, y, cv2.INTER_LINEAR)
-    outside = (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
-    found[outside] = np.nan
-    return found
-
-
-def warp_error(source: np.ndarray, clip: np.ndarray) -> float:
-    """Return how far `clip` changes along the motion of `source`: mean absolute, of 255.
-
-    Frame f is compared with frame f+1 looked up along the source's flow, where the flow forth and
-    back agree within one pixel (elsewhere something was covered or uncovered).
-    """
-    total, count = 0.0, 0
-    for f in range(len(source) - 1):
-        forth, back = flow(source[f], source[f + 1]), flow(source[f + 1], source[f])
-        seen = np.linalg.norm(forth + follow(back, forth), axis=-1) < 1.0
-        change = np.abs(follow(clip[f + 1], forth) - clip[f])
-        total, count = total + float(change[seen].sum()), count + int(seen.sum()) * 3
-    return total / max(count, 1)
-
-
-def temporal_change(clip: np.ndarray) -> float:
-    """Return the mean absolute change from frame to frame, of 255."""
-    return float(np.abs(np.diff(clip.astype(np.float32), axis=0)).mean())
-
-
-def measure(source: np.ndarray, edited: np.ndarray) -> dict[str, float]:
-    """Return the consistency numbers of an edit beside its source's own."""
-    difference = np.abs(edited.astype(np.float32) - source).mean()
-    return {
-        "frames": len(edited),
-        "mean change by the edit (of 255)": float(difference),
-        "change from frame to frame, source": temporal_change(source),
-        "change from frame to frame, edited": temporal_change(edited),
-        "warp error along the source's motion, source": warp_error(source, source),
-        "warp error along the source's motion, edited": warp_error(source, edited),
-    }
-
-
 def prompts(graph: Graph) -> list[str]:
     """Return every prompt text of the graph."""
     return [n["inputs"]["text"] for n in graph.values() if n["class_type"] == "CLIPTextEncode"]
 
 
-def edit(server: HostServer, graph: Graph, out: Path) -> dict[str, Any]:
-    """Run the graph and write edited.mp4, side_by_side.mp4 and report.json to `out`."""
-    queued, source_node, edited_node = with_source_saved(graph)
+def edit(server: HostServer, graph: Graph, out: Path) -> str:
+    """Run the graph; write edited.mp4, side_by_side.mp4 and report.json to `out` -> the report."""
+    queued, source_node, edited_node = measured(graph)
     result = server.run(queued, Progress(queued))
     files = [server.path_of(result.files(node)[0]) for node in (source_node, edited_node)]
     (source, rate), (edited, _) = (read_clip(file) for file in files)
@@ -185,9 +142,10 @@ def edit(server: HostServer, graph: Graph, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(files[1], out / "edited.mp4")
     write_clip(out / "side_by_side.mp4", side_by_side(source, edited), rate)
-    report = {"prompts": prompts(graph), **measure(source, edited), "seconds": result.seconds}
+    numbers = json.loads(result.outputs[NUMBERS]["text"][0])
+    report = {"prompts": prompts(graph), "seconds": result.seconds, "measures": numbers}
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return report
+    return f"{result.outputs[REPORT]['text'][0]}\n\n{len(edited)} frames, {result.seconds:.0f} s"
 
 
 def main() -> int:
@@ -213,8 +171,7 @@ def main() -> int:
     except HostError as error:
         print(f"{error}\n(the server's log: {server.log})", file=sys.stderr)
         return 1
-    for name, value in report.items():
-        print(f"   {name}: {f'{value:.2f}' if isinstance(value, float) else value}")
+    print(report)
     for name in ("edited.mp4", "side_by_side.mp4", "report.json"):
         print(f"wrote {options.out / name}")
     return 0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .evaluate.flow import bytes_of, dis_flow, unoccluded
+from .flow import bytes_of, dis_flow, unoccluded
 from .types import NNField
 
 

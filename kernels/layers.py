@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
+def sample_texture(texture: Tensor, uv: Tensor, published_border: bool = False) -> Tensor:
     """Read a texture bilinearly at every pixel's uv; differentiable in both.
 
     Args:
         texture: [3, V, U], any number of channels.
         uv: [F, H, W, 2].
+        published_border: parity with the published StableVideo code, for which a texture is
+            surrounded by black texels; otherwise its border texels go on.
 
     Returns:
         [F, 3, H, W] in the dtype of texture, computed in float32.
@@ -27,8 +29,9 @@ def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
     _check(texture.ndim == 3, uv, "texture [3, V, U]", texture)
     # All frames as rows of one image, so that the texture is not repeated F times.
     grid = uv.float().flatten(0, 1)[None]
+    padding = "zeros" if published_border else "border"
     pixels = F.grid_sample(
-        texture.float()[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+        texture.float()[None], grid, mode="bilinear", padding_mode=padding, align_corners=False
     )
     frames = pixels[0].unflatten(1, uv.shape[:2]).transpose(0, 1)
     return frames.to(texture.dtype)

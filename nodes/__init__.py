@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .atlas import FitAtlas, LoadAtlas, RenderAtlas, SaveAtlas
+from .atlas_editing import AggregateKeyframes, EditKeyframes, PropagateKeyframe
 from .attention import ExtendedAttention, PlugAndPlay, TokenFlow
 from .compositing import RestoreBackground
+from .evaluate import CompareVideos, ConsistencyReport
 from .guidance import AnchorAttention, LatentGuidance
 from .inversion import (
     CheckInversion,
@@ -15,6 +18,13 @@ from .inversion import (
     LoadInversion,
     SaveInversion,
 )
+from .temporal import (
+    ApplyTemporalUNet,
+    LoadTemporalUNet,
+    SaveTemporalUNet,
+    TrainTemporalUNet,
+)
+from .textures import AtlasTextures, MapToAtlas, UnmapFromAtlas
 from .tokens import (
     ExtractTokens,
     LoadNNField,
@@ -43,6 +53,22 @@ NODES: list[type[io.ComfyNode]] = [
     AnchorAttention,
     LatentGuidance,
     RestoreBackground,
+    FitAtlas,
+    SaveAtlas,
+    LoadAtlas,
+    AtlasTextures,
+    MapToAtlas,
+    UnmapFromAtlas,
+    RenderAtlas,
+    PropagateKeyframe,
+    EditKeyframes,
+    AggregateKeyframes,
+    ConsistencyReport,
+    CompareVideos,
+    TrainTemporalUNet,
+    ApplyTemporalUNet,
+    SaveTemporalUNet,
+    LoadTemporalUNet,
 ]
 
 

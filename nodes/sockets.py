@@ -12,6 +12,8 @@ from ..editing.keyframes import DRAWS, RULES
 Inversion = io.Custom("REWEAVE_INVERSION")
 Tokens = io.Custom("REWEAVE_TOKENS")
 NNFieldSocket = io.Custom("REWEAVE_NN_FIELD")
+Atlas = io.Custom("REWEAVE_ATLAS")
+TemporalUNetSocket = io.Custom("REWEAVE_TEMPORAL_UNET")
 
 
 def inversion_input(tooltip: str, optional: bool = False) -> io.Input:
@@ -43,6 +45,52 @@ def start_outputs() -> list[io.Output]:
             tooltip="The noise levels that go with this latent. Connect them to SamplerCustom.",
         ),
     ]
+
+
+def atlas_input(tooltip: str, optional: bool = False) -> io.Input:
+    """A clip as a few textures."""
+    return Atlas.Input("atlas", optional=optional, tooltip=tooltip)
+
+
+def atlas_output() -> io.Output:
+    """An atlas, for every node that paints on textures."""
+    return Atlas.Output(
+        "atlas_out",
+        display_name="atlas",
+        tooltip="The clip as textures, with the place of every pixel on them. Connect it to Atlas "
+        "Textures, Map To Atlas, Render Atlas and the other atlas nodes.",
+    )
+
+
+def flow_input() -> io.Input:
+    """Optical flow of other packs: FLOW or OPTICAL_FLOW, [F-1,H,W,2] pixels."""
+    return io.MultiType.Input(
+        "flow_field",
+        types=[io.Custom("FLOW"), io.Custom("OPTICAL_FLOW")],
+        optional=True,
+        tooltip="Optical flow from another pack: pixels (x, y) from each frame to the next. Good: "
+        "nothing connected; RAFT flow for large or fast motion.",
+    )
+
+
+def layer_input() -> io.Input:
+    """One layer of an atlas, by name."""
+    return io.String.Input(
+        "layer",
+        default="foreground",
+        tooltip="Name of the atlas's layer that is meant; no unit. Good: 'foreground', the object; "
+        "a one-layer atlas has only 'background'.",
+    )
+
+
+def temporal_unet_output() -> io.Output:
+    """A trained temporal UNet."""
+    return TemporalUNetSocket.Output(
+        "temporal_unet_out",
+        display_name="temporal_unet",
+        tooltip="The network that was trained on the clip. Connect it to Apply Temporal UNet and "
+        "Save Temporal UNet.",
+    )
 
 
 def filename_input() -> io.Input:
@@ -117,17 +165,18 @@ def frames_per_pass_input(default: int) -> io.Input:
     )
 
 
-def max_gigabytes_input(what: str) -> io.Input:
-    """Memory limit of a stored payload."""
+def max_gigabytes_input(
+    what: str, default: float = 4.0, good: str = "at most half of the free RAM"
+) -> io.Input:
+    """Memory limit of a stored payload, or of a training."""
     return io.Float.Input(
         "max_gigabytes",
-        default=4.0,
+        default=default,
         min=0.1,
         max=1024.0,
         step=0.5,
         tooltip=f"Most memory that {what} may take, in gigabytes (10^9 bytes). The plan is shown "
-        "on the node, and refused before any work if it is larger. Good: 4; at most half of the "
-        "free RAM.",
+        f"on the node, and refused before any work if it is larger. Good: {default:g}; {good}.",
     )
 
 

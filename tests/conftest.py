@@ -55,6 +55,8 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def host_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
     """One real ComfyUI on the CPU with this pack, started once for all tests that need it."""
+    from reweave.tests.editing.atlas_scenes import write_published  # torch, for these tests only
+
     # Its own base directory: settings are kept on the server's side and would leak between runs.
     base = tmp_path_factory.mktemp("host")
     server = HostServer(comfyui, base, extra=("--cpu", "--disable-api-nodes"))
@@ -64,6 +66,9 @@ def host_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with server:
         for clip in sorted((ROOT / "demo" / "clips").glob("*.mp4")):
             server.add_input(clip)
+        # 9 frames, as the shortened workflows have (tests/server/test_workflows.py)
+        published = base / "input" / "reweave" / "atlases" / "published"
+        write_published(published, maximum_number_of_frames=9)
         yield server
 
 

@@ -1,1 +1,6 @@
-"""Measuring an edit: optical flow, and what is computed along it."""
+"""Measures of an edit: one file per family, each with its paper and formula."""
+
+from .measure import measure
+from .types import Evidence, Metric, Report
+
+__all__ = ["Evidence", "Metric", "Report", "measure"]

@@ -20,7 +20,7 @@ from ..protocol import Edit
 from ..session import Schedule, Session, Steps, combine
 from ..tokenflow import TokenFlow
 from ..types import Inversion
-from .call import ModelCall, Room
+from .call import WHOLE_CLIP, ModelCall, Room
 from .feature_cache import step_cache
 from .guiding import KEY, differentiable, predict_noise, sampler_sample
 from .model import feature_layers, latent_format, require_supported, sites_of
@@ -101,6 +101,8 @@ def prepare_sampling(
     executor: Callable, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Declares the rows of one pass, not of the clip, so that the model is not evicted."""
+    if model.get_attachment(WHOLE_CLIP) is not None:  # its passes are not cut
+        return executor(model, noise_shape, *args, **kwargs)
     flow = next((edit for edit in edits_of(model) if isinstance(edit, TokenFlow)), None)
     if flow is not None:
         joint = -(-noise_shape[0] // flow.interval)

@@ -19,6 +19,10 @@ from ..types import Inversion
 from .notices import say
 
 Options = dict[str, Any]
+WHOLE_CLIP = "reweave_temporal"
+"""In the options while a temporal UNet acts: it looks along all frames, so no pass is cut."""
+CLIP = "reweave_clip"
+"""In the options of an inner call: all latents [F,C,h,w], sigma space, that its rows are from."""
 
 
 class Room:
@@ -48,7 +52,9 @@ class ModelCall:
         room: Room | None = None,
     ) -> None:
         self._room = room or Room()
-        self.out_of_memory = comfy.model_management.OOM_EXCEPTION
+        self._whole = WHOLE_CLIP in options
+        # a pass that must not be cut cannot be halved either: the error goes to the artist
+        self.out_of_memory = () if self._whole else comfy.model_management.OOM_EXCEPTION
         self._executor, self._rows, self._t = executor, x, t
         self._c_concat, self._context, self._control = c_concat, context, control
         self._options, self._extra = options, extra
@@ -72,6 +78,8 @@ class ModelCall:
 
     def frames_that_fit(self, wanted: int) -> int:
         """Frames per pass: `wanted` (0 = all), or fewer after memory ran out."""
+        if self._whole:
+            return 0
         most = self._room.most
         return most if most and (wanted == 0 or most < wanted) else wanted
 
@@ -125,6 +133,7 @@ class ModelCall:
         options["sigmas"] = options["sigmas"][: len(frames)]
         # the convention of AnimateDiff-Evolved, read by packs that hold per-frame embeds
         options["ad_params"] = {"sub_idxs": frames, "full_length": self.frames}
+        options[CLIP] = self._source_latents if pass_.source else self.x
         owned = [site for site in self.sites if pass_.owns(site)]
         if owned:
             install(options, pass_, owned, branches)

@@ -15,6 +15,7 @@ from ..tokenflow import TokenFlow
 from ..types import digest
 from .model import fingerprint, sites_of, unet_of
 from .paths import cache_folder, cache_limit, trim_cache
+from .temporal_unet import temporal_key
 
 
 def step_cache(patcher: Any, edits: Sequence[Edit], latent: Tensor) -> StepCache | None:
@@ -31,6 +32,8 @@ def step_cache(patcher: Any, edits: Sequence[Edit], latent: Tensor) -> StepCache
         patcher.load_device.type,
         str(draw),
     ]
+    if temporal_key(patcher):
+        parts.append(temporal_key(patcher))
     tables = [plan.key_frames, plan.neighbours, plan.weights]
     if flow.nn_field is not None:
         parts.append(flow.nn_field.origin)

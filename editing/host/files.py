@@ -7,14 +7,18 @@ from typing import Any, TypeVar
 
 import folder_paths
 
+from ..atlas.types import Atlas
+from ..temporal_unet.payload import TemporalUNet
 from ..types import Inversion, NNField
 from .notices import say
 from .paths import resolve_file
 
-Payload = TypeVar("Payload", Inversion, NNField)
+Payload = TypeVar("Payload", Inversion, NNField, TemporalUNet, Atlas)
 
 
-def save_payload(payload: Inversion | NNField, kind: str, name: str, node: str) -> str:
+def save_payload(
+    payload: Inversion | NNField | TemporalUNet | Atlas, kind: str, name: str, node: str
+) -> str:
     """Writes a payload to output/reweave/<kind>.
 
     Returns: path (from ComfyUI's output folder) and size in words, also shown on the node.

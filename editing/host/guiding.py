@@ -15,7 +15,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..evaluate.flow import LEAST_SIDE
+from ..flow import LEAST_SIDE
 from ..latent_guidance import (
     SETTLED,
     LatentGuidance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.latent_formats
@@ -115,11 +116,19 @@ def fingerprint(patcher: Any) -> Fingerprint:
 
 def _base_hash(patcher: Any) -> str:
     weights = dict(unet_of(patcher).named_parameters())
-    value = hashlib.sha256()
     backups = getattr(patcher, "backup", {})
     for name in PROBED:
         backup = backups.get(f"diffusion_model.{name}")
-        weight = weights.get(name) if backup is None else backup.weight
+        if backup is not None:
+            weights[name] = backup.weight
+    return base_hash(weights)
+
+
+def base_hash(weights: Mapping[str, Tensor]) -> str:
+    """Identity of a checkpoint, from its UNet's weights; empty when they cannot be read."""
+    value = hashlib.sha256()
+    for name in PROBED:
+        weight = weights.get(name)
         if weight is None or weight.is_meta:
             return ""
         value.update(_bytes(weight))

@@ -84,9 +84,9 @@ class Frontend:
         page.on("console", self._listen)
         page.route("**/*", self._stay_here)
 
-    def open(self) -> None:
-        """Load the page and wait until the graph editor is ready."""
-        for name, value in SETTINGS.items():
+    def open(self, settings: dict[str, Any] | None = None) -> None:
+        """Load the page with `settings` besides SETTINGS, and wait until the editor is ready."""
+        for name, value in {**SETTINGS, **(settings or {})}.items():
             body, headers = json.dumps(value), {"Content-Type": "application/json"}
             self.page.request.post(f"{self.url}/api/settings/{name}", data=body, headers=headers)
         self.page.goto(self.url, wait_until="domcontentloaded")
@@ -147,14 +147,16 @@ class Frontend:
 
 
 @contextmanager
-def open_frontend(url: str, chromium: str) -> Iterator[Frontend]:
-    """Open the frontend at `url` in a new browser."""
+def open_frontend(
+    url: str, chromium: str, settings: dict[str, Any] | None = None
+) -> Iterator[Frontend]:
+    """Open the frontend at `url` in a new browser, with these settings of ComfyUI's page."""
     arguments = ["--no-sandbox", "--use-gl=swiftshader", "--disable-dev-shm-usage"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
         try:
             frontend = Frontend(browser.new_page(viewport={"width": 1600, "height": 1000}), url)
-            frontend.open()
+            frontend.open(settings)
             yield frontend
         finally:
             browser.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
@@ -46,3 +47,9 @@ def test_training_crops_repeat_with_their_seed():
 def test_a_missing_file_is_named():
     with pytest.raises(ValueError, match=r"no_clip\.mp4"):
         footage.frames(Path("no_clip.mp4"))
+
+
+def test_the_clip_plays_at_its_own_speed():
+    with av.open(str(footage.CLIP)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 25 and stream.frames == 132

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo import nets, train_unet, train_vae, training
+from demo import compact, export_weights, import_weights, nets, train_unet, train_vae, training
 
 pytestmark = pytest.mark.skipif(not nets.HOST.is_dir(), reason="no ComfyUI here")
 TINY = {
@@ -70,6 +70,23 @@ def test_the_autoencoders_loss_sees_every_kind_of_error():
     rough = picture + 0.1 * (torch.arange(16) % 2 * 2 - 1)
     assert brighter > 0.1
     assert float(train_vae.reconstruction_loss(rough, picture)) > brighter + 0.05
+
+
+def test_training_goes_on_from_the_repositorys_weights(tmp_path: Path):
+    """What is exported again is what was imported, but for rounding."""
+    import_weights.import_weights(compact.WEIGHTS, tmp_path)
+    before, vae, _ = compact.read_compact()
+    trainer = train_unet.Trainer(tmp_path / "unet.pt", "cpu", 0)
+    names = [name for name, _ in trainer.net.named_parameters()]
+    for name, average in zip(names, trainer.average, strict=True):
+        assert torch.equal(average, before[name].float())
+    encode, mean, deviation = train_unet.latent_encoder(tmp_path / "vae.pt", "cpu")
+    again = export_weights.vae_state(vae, mean, deviation)
+    for name in ("vae_scale", "vae_shift"):
+        assert float(again[name]) == pytest.approx(float(vae[name]), rel=1e-3)
+    assert encode(torch.rand(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match="a training is there already"):
+        import_weights.import_weights(compact.WEIGHTS, tmp_path)
 
 
 def test_training_batches_have_the_crop_size():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from reweave.nodes import InvertVideo
+from reweave.nodes import InvertVideo, TokenFlow
 from torch import Tensor
 from toy import conditioning, sample
 
@@ -39,6 +39,15 @@ def invert(
 def edited(model: Any, latent: dict[str, Tensor], sigmas: Tensor) -> Tensor:
     """What SamplerCustom makes of a prompt that is not the clip's."""
     return sample(model, latent["samples"], sigmas, conditioning(8), cfg=4.0)
+
+
+def flow(model: Any, inversion: Any, **settings: Any) -> Any:
+    """The MODEL with TokenFlow, as its node makes it."""
+    arguments = {
+        "interval": 2, "keyframe_seed": 1, "key_frames": "random per step",
+        "rule": "published code", "frames_per_pass": 3, "max_joint_key_frames": 0,
+    }  # fmt: skip
+    return TokenFlow.execute(model=model, inversion=inversion, **(arguments | settings)).args[0]
 
 
 class ToyVAE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from clips import (
@@ -115,7 +117,7 @@ def test_a_network_of_the_sdxl_layout(model):
     large = patcher(SMALL_XL)
     inversion = source(large, 3)
     positive = [[conditioning()[0][0], {"pooled_output": torch.zeros(1, 1280)}]]
-    options = {"positive": positive, "negative": positive}
+    options: dict[str, Any] = {"positive": positive, "negative": positive}
     out = run(large, inversion, AnchorAttention(), **options)
     assert not same(out, run(large, inversion, **options), 0.02)
     assert same(run(large, inversion, AnchorAttention(frames_per_pass=1), **options), out)

@@ -98,7 +98,7 @@ def test_control_reaches_anchored_frames_in_any_order(model):
     """Rows of the clip stay with their frames when the anchor runs first."""
     inversion = source(model, 5)
     positive, negative = controlled(5)
-    prompts = {"positive": [positive], "negative": [negative]}
+    prompts: dict[str, Any] = {"positive": [positive], "negative": [negative]}
     guidance = LatentGuidance(0.1, 1.0)
     whole = run(model, inversion, AnchorAttention(anchor=3), guidance, **prompts)
     cut = AnchorAttention(anchor=3, frames_per_pass=2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from reweave.editing import host
-from reweave.nodes import ExtendedAttention, PlugAndPlay, TokenFlow
-from small_clip import edited, invert
+from reweave.nodes import ExtendedAttention, PlugAndPlay
+from small_clip import edited, flow, invert
 from toy import patcher
 
 
@@ -28,14 +28,6 @@ def extended(model, **settings):
 def plug_and_play(model, inversion, **settings):
     arguments = {"inject_attention_until": 0.5, "inject_features_until": 0.8}
     return PlugAndPlay.execute(model=model, inversion=inversion, **(arguments | settings)).args[0]
-
-
-def flow(model, inversion, **settings):
-    arguments = {
-        "interval": 2, "keyframe_seed": 1, "key_frames": "random per step",
-        "rule": "published code", "frames_per_pass": 3, "max_joint_key_frames": 0,
-    }  # fmt: skip
-    return TokenFlow.execute(model=model, inversion=inversion, **(arguments | settings)).args[0]
 
 
 def test_every_node_changes_the_edit_and_leaves_the_model(model, inverted):

@@ -14,9 +14,8 @@ from reweave.nodes import (
     PreviewNNField,
     PreviewTokens,
     SaveNNField,
-    TokenFlow,
 )
-from small_clip import FRAMES, STEPS, clip, edited, invert
+from small_clip import FRAMES, STEPS, clip, edited, flow, invert
 from toy import SDXL, conditioning, patcher
 
 
@@ -41,14 +40,6 @@ def field(**settings):
         "rule": "published code", "frames_per_pass": 2, "max_gigabytes": 4.0,
     }  # fmt: skip
     return NNField.execute(**(arguments | settings)).args[0]
-
-
-def flow(model, inversion, **settings):
-    arguments = {
-        "interval": 2, "keyframe_seed": 1, "key_frames": "random per step",
-        "rule": "published code", "frames_per_pass": 3, "max_joint_key_frames": 0,
-    }  # fmt: skip
-    return TokenFlow.execute(model=model, inversion=inversion, **(arguments | settings)).args[0]
 
 
 def test_tokens_of_the_default_site(model, inverted):

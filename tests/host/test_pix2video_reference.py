@@ -132,7 +132,7 @@ def test_fifty_steps_are_reproduced(model, recorded):
 
 def test_guided_update_equals_the_published_one():
     golden = load_file(GOLDENS / "p2v_layer.safetensors")
-    sampling = reference_patcher("p2v").get_model_object("model_sampling")
+    sampling: Any = reference_patcher("p2v").get_model_object("model_sampling")
     for t, below in ((980, 960), (480, 460), (460, 440), (20, 0), (0, 0)):
         x0, raw = golden[f"upd.t{t}.x0_pred"], golden[f"upd.t{t}.x_prev_raw"]
         sigma_next = float(sampling.sigmas[below])

@@ -57,6 +57,14 @@ def test_the_texel_convention_by_hand() -> None:
     assert_close(sample_texture(texture, uv).flatten(), expected)
 
 
+def test_the_published_border_is_black() -> None:
+    texture = torch.ones(1, 2, 4)
+    uv = torch.tensor([[[[-1.0, -1.0], [-1.0, 0.0], [0.0, 0.0], [1.25, 0.0], [2.0, 0.0]]]])
+    out = sample_texture(texture, uv, published_border=True).flatten()
+    assert_close(out, torch.tensor([0.25, 0.5, 1.0, 0.0, 0.0]))
+    assert_close(sample_texture(texture, uv).flatten(), torch.ones(5))
+
+
 def test_x_runs_along_columns() -> None:
     texture = torch.arange(6.0).view(1, 2, 3)
     upper_right = torch.tensor([[[[2 / 3, -0.5]]]])

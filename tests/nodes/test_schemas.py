@@ -15,7 +15,12 @@ from reweave.nodes import NODES
 
 SNAPSHOT = Path(__file__).with_name("schemas.json")
 """Ids are forever: change this file on purpose only (see CONTRIBUTING.md)."""
-FILE_LISTS = {"Reweave_LoadInversion", "Reweave_LoadNNField"}
+FILE_LISTS = {
+    "Reweave_LoadAtlas",
+    "Reweave_LoadInversion",
+    "Reweave_LoadNNField",
+    "Reweave_LoadTemporalUNet",
+}
 PAGES = Path(__file__).resolve().parents[2] / "js" / "docs"
 
 

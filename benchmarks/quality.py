@@ -1,0 +1,258 @@
+"""All methods on the same clips, checkpoint, seeds and steps: python dev.py bench quality
+
+Rendered clips with ground truth (8; --full: 40), or a folder of real clips with a prompts file
+(--clips DIR). Every finished cell is kept in .cache/quality_cells/, so that a stopped run goes on.
+docs/quality.md says how to read the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inprocess import HOST, load_pack
+
+OPTIONS = argparse.ArgumentParser(description=__doc__)
+OPTIONS.add_argument("--method", action="append", help="one row of the table; repeat it for more")
+OPTIONS.add_argument("--checkpoint", default="reweave_demo.safetensors", help="name, or a path")
+OPTIONS.add_argument("--clips", type=Path, metavar="DIR", help="real clips with a prompts.json")
+OPTIONS.add_argument("--full", action="store_true", help="all 40 rendered clips")
+OPTIONS.add_argument("--limit", type=int, default=0, help="only the first N clips")
+OPTIONS.add_argument("--steps", type=int, default=20)
+OPTIONS.add_argument("--cfg", type=float, help="default: 2 for the demo checkpoint, else 7.5")
+OPTIONS.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the frames")
+OPTIONS.add_argument("--clip", help="a text encoder file in models/text_encoders, for CLIP scores")
+OPTIONS.add_argument("--clip-vision", help="a file in models/clip_vision, for CLIP scores")
+OPTIONS.add_argument("--gpu", action="store_true", help="run on the GPU instead of the CPU")
+OPTIONS.add_argument("--fresh", action="store_true", help="compute kept cells again")
+CHOSEN = OPTIONS.parse_args()
+load_pack(*(["--disable-api-nodes"] if CHOSEN.gpu else []))
+
+import torch
+from common import RESULTS, write_result
+from editing_runs import encoded_text, inverted, save_sheet
+from ground_truth import UNDEFINED, faults, truth_scores
+from quality_clips import Case, Footage, described, load, real_cases, rendered_cases, thumbnails
+from quality_methods import METHODS, SOURCE, Job
+from quality_tables import cells_of, fill_page, rows_of
+from reweave.editing.evaluate import Evidence, measure
+from reweave.editing.evaluate.table import entry
+from reweave.editing.host.embedding import embeddings
+from torch import Tensor
+
+from demo.edit_clips import CLIPS, DEFAULT
+
+KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality_cells"
+DEMO = "reweave_demo.safetensors"
+SHOWN, SIDE = 5, 96
+CLOCK = "s" if CHOSEN.gpu else "CPU s"  # on a shared processor, the clock on the wall says little
+clock = time.monotonic if CHOSEN.gpu else time.process_time
+TRIAL = (
+    "This was a trial run with fewer clips or steps than the default: it shows that the benchmark "
+    "works, and nothing about the methods."
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all cells of a run share."""
+
+    checkpoint: Path
+    content: str
+    """Of the checkpoint, 12 hex digits."""
+    steps: int
+    cfg: float
+    size: tuple[int, int]
+
+    @property
+    def key(self) -> str:
+        height, width = self.size
+        return f"{self.content}_{self.steps}_{self.cfg:g}_{height}x{width}"
+
+
+def setup() -> Setup:
+    """From the command line. Raises: ValueError for a checkpoint that is not there."""
+    path = Path(CHOSEN.checkpoint)
+    if not path.is_file():
+        path = HOST / "models" / "checkpoints" / CHOSEN.checkpoint
+    if not path.is_file():
+        raise ValueError(
+            f"no checkpoint {CHOSEN.checkpoint} in {path.parent}: give a name there, or a path "
+            "(the demo's own is built by `python dev.py setup`)"
+        )
+    demo = path.name == DEMO
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    size = tuple(CHOSEN.size) if CHOSEN.size else (128, 128) if demo else (512, 512)
+    cfg = CHOSEN.cfg if CHOSEN.cfg is not None else 2.0 if demo else 7.5
+    return Setup(path, digest.hexdigest()[:12], CHOSEN.steps, cfg, (size[0], size[1]))
+
+
+class Models:
+    """Loaded when the first cell that is missing needs them."""
+
+    def __init__(self, chosen: Setup) -> None:
+        self.chosen = chosen
+        self._parts: tuple[Any, Any, Any] | None = None
+
+    @property
+    def parts(self) -> tuple[Any, Any, Any]:
+        """(MODEL, CLIP, VAE) of the checkpoint."""
+        if self._parts is None:
+            import comfy.sd
+
+            path = str(self.chosen.checkpoint)
+            self._parts = comfy.sd.load_checkpoint_guess_config(
+                path, output_vae=True, output_clip=True
+            )[:3]
+        return self._parts
+
+    def job(self, case: Case, footage: Footage) -> Job:
+        """Inverts the clip."""
+        model, clip, vae = self.parts
+        positive, negative = (encoded_text(clip, text) for text in (case.target, case.source))
+        inversion, decoded = inverted(model, vae, negative, footage.frames, self.chosen.steps)
+        return Job(
+            model, vae, inversion, positive, negative, self.chosen.cfg, footage.frames,
+            decoded, footage.mask,
+        )  # fmt: skip
+
+
+def judges() -> tuple[Any, Any]:
+    """(CLIP, CLIP_VISION) that were asked for, or None: without them their scores are named."""
+    import comfy.clip_vision
+    import comfy.sd
+
+    models, clip, vision = HOST / "models", None, None
+    if CHOSEN.clip:
+        path = str(models / "text_encoders" / CHOSEN.clip)
+        clip = comfy.sd.load_clip([path], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+    if CHOSEN.clip_vision:
+        vision = comfy.clip_vision.load(str(models / "clip_vision" / CHOSEN.clip_vision))
+    return clip, vision
+
+
+def judged(case: Case, footage: Footage, job: Job, edited: Tensor, judge: tuple) -> dict:
+    """Every measure of one cell: {name: {value, unit, better, missing, ...}}."""
+    source, shown = (clip.movedim(1, -1).cpu() for clip in (footage.frames, edited))
+    truth = footage.truth
+    known: dict[str, Any] = {}
+    if truth is not None:
+        known = {"flow": truth.flow, "uv": truth.uv, "on_surface": (truth.mask > 0.99)[:, 0]}
+    mask = None if footage.mask is None else footage.mask[:, 0]
+    seen = embeddings(*judge, case.target, source, shown)
+    report = measure(Evidence(source, shown, mask=mask, **known, **seen))
+    found = {metric.name: entry(metric) for metric in report.metrics}
+    if truth is not None and case.rendered is not None:
+        scores = truth_scores(edited.cpu(), job.decoded.cpu(), case.rendered, truth)
+        for name, reason in UNDEFINED.items():
+            value = scores.get(name)
+            found[name] = {"value": value, "missing": "" if name in scores else reason}
+    return found
+
+
+def run_case(case: Case, models: Models, methods: list[str], folder: Path, judge: tuple) -> None:
+    """Fill the cells of one clip that are not there yet."""
+    lacking = [m for m in methods if CHOSEN.fresh or not (folder / f"{m}.json").is_file()]
+    if not lacking:
+        return
+    footage = load(case, models.chosen.size)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_sheet([thumbnails(footage.frames, SHOWN, SIDE)], folder / "source.png")
+    job = models.job(case, footage)
+    for name in lacking:
+        why = METHODS[name].needs(job.model)
+        if why:
+            _keep(folder / f"{name}.json", {"not run": why})
+            continue
+        started = clock()
+        edited = METHODS[name].run(job)
+        spent = clock() - started if name != SOURCE else None
+        save_sheet([thumbnails(edited.cpu(), SHOWN, SIDE)], folder / f"{name}.png")
+        scores = judged(case, footage, job, edited, judge)
+        cell = {"scores": scores, "spent": spent, "clock": CLOCK, "frames": len(edited)}
+        _keep(folder / f"{name}.json", {**cell, "case": described(case)})
+        print(f"    {name}: {spent or 0:.0f} {CLOCK}", flush=True)
+
+
+def _keep(path: Path, cell: dict) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(json.dumps(cell), encoding="utf-8")
+    temporary.replace(path)
+
+
+def main() -> None:
+    """Measure, print, and write the result file, the page's table and the contact sheet."""
+    unknown = set(CHOSEN.method or ()) - set(METHODS)
+    if unknown:
+        raise ValueError(f"no method {', '.join(unknown)}; there are: {', '.join(METHODS)}")
+    chosen, methods = setup(), [m for m in METHODS if m in (CHOSEN.method or METHODS)]
+    real = CHOSEN.clips is not None
+    cases = (
+        real_cases(CHOSEN.clips, CHOSEN.limit)
+        if real
+        else rendered_cases(CHOSEN.full, CHOSEN.limit)
+    )
+    wrong = [f"{c.name}: {f}" for c in cases if c.rendered for f in faults(c.rendered, 128)]
+    if wrong:
+        raise ValueError("the ground truth is not to be trusted:\n" + "\n".join(wrong))
+    models, judge = Models(chosen), judges()
+    folders = {case.name: KEPT / chosen.key / case.key for case in cases}
+    with torch.inference_mode():
+        for number, case in enumerate(cases):
+            print(f"{number + 1}/{len(cases)} {case.name}", flush=True)
+            run_case(case, models, methods, folders[case.name], judge)
+    write_all(cases, methods, folders, chosen, "quality_real" if real else "quality")
+
+
+def write_all(
+    cases: list[Case], methods: list[str], folders: dict[str, Path], chosen: Setup, name: str
+) -> None:
+    """The tables from the cells."""
+    cells = cells_of(folders, methods)
+    height, width = chosen.size
+    which = "real clips" if CHOSEN.clips else f"of the {len(CLIPS)} rendered clips"
+    notes = [
+        f"{len(cases)} {which}, {width}x{height} pixels, {chosen.steps} steps, cfg {chosen.cfg:g}, "
+        f"checkpoint {chosen.checkpoint.name} ({chosen.content}); negative prompt = the source's "
+        "caption; means over the clips where a measure is defined.",
+    ]
+    if chosen.steps < OPTIONS.get_default("steps") or len(cases) < (1 if CHOSEN.clips else DEFAULT):
+        notes.append(TRIAL)
+    # the result names the command as it can be repeated, without this machine's folders
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    sys.argv[1:] = [shlex.quote(word) for word in words]
+    write_result(name, rows_of(cells, methods), notes)
+    result, sheet = (RESULTS / f"{name}{suffix}" for suffix in (".json", ".jpg"))
+    save_sheet(_sheet(folders, methods), sheet)
+    fill_page(result, cells, methods, {case.name: case.kind for case in cases})
+    print(f"wrote {sheet.name}: per clip the source, then {', '.join(methods)}")
+
+
+def _sheet(folders: dict[str, Path], methods: list[str]) -> list[Tensor]:
+    """Rows of the contact sheet: per clip its source, then every method that ran."""
+    from torchvision.io import ImageReadMode, read_image
+
+    rows = []
+    for folder in folders.values():
+        for name in ("source", *(m for m in methods if m != SOURCE)):
+            if (folder / f"{name}.png").is_file():
+                picture = read_image(str(folder / f"{name}.png"), ImageReadMode.RGB)
+                rows.append(picture[None].float() / 255)
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"quality: {error}")

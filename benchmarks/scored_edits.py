@@ -1,0 +1,137 @@
+"""Edits of the named rendered clips, scored against ground truth: what quality benchmarks share.
+
+Every column edits the same 16-frame clips from the same inversion, with the same checkpoint,
+seeds, steps and cfg. Results of finished clips are kept in .cache/quality/, so that a stopped run
+goes on. Import it after `load_pack()`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import mean
+from editing_runs import encoded_text, inverted, sample, save_sheet
+from ground_truth import point_colours
+from inprocess import HOST, load_demo_checkpoint
+from torch import Tensor
+
+from demo.quality_clips import CLIPS, QualityClip, moving_scene
+from demo.scenes import COLOURS, PALETTE, draw
+
+SIZE, CFG = 128, 2.0
+KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"
+Columns = Mapping[str, Callable[[Any, Tensor], list[Any]]]
+"""Name -> (inversion, source frames [F,3,H,W]) -> the edits of that column."""
+Results = dict[str, dict[str, dict[str, float]]]
+"""Clip -> column -> measure -> value."""
+
+
+def background_only(scene: Any) -> Tensor:
+    """The clip without its object [F, 3, H, W]."""
+    return draw(scene.replace(radius=scene.radius * 0 + 1e-3, centre=scene.centre + 9), SIZE).image
+
+
+def scores(edited: Tensor, decoded: Tensor, scene: Any, mask: Tensor, clip: QualityClip) -> dict:
+    """The measures of one edited clip; all tensors [F, C, H, W] in 0..1."""
+    inside, outside = mask[:, 0] > 0.8, mask[:, 0] < 0.02
+    result = {
+        "background change": float((edited - decoded).abs().mean(1)[outside].mean()) * 255,
+        "colour variation": float(point_colours(edited, scene).std(0).mean()) * 255,
+    }
+    apart = (edited - background_only(scene)).abs().amax(1) > 0.22
+    solid = mask[:, 0] > 0.5
+    result["silhouette IoU"] = float((apart & solid).sum() / (apart | solid).sum())
+    if clip.target_colour is not None:
+        palette = torch.tensor(list(PALETTE.values()))
+        pixels = edited.permute(0, 2, 3, 1)[inside]
+        nearest = torch.cdist(pixels, palette).argmin(1)
+        hit = nearest == COLOURS.index(clip.target_colour)
+        result["target colour coverage"] = float(hit.float().mean())
+    return result
+
+
+def run_clip(
+    clip: QualityClip, parts: tuple, steps: int, columns: Columns, sheet: Path
+) -> dict[str, dict[str, float]]:
+    """All columns of one clip."""
+    model, clip_model, vae = parts
+    scene = moving_scene(clip)
+    drawn = draw(scene, SIZE)
+    source, target = (
+        encoded_text(clip_model, text) for text in (clip.source_caption, clip.target_caption)
+    )
+    inversion, decoded = inverted(model, vae, source, drawn.image, steps)
+    rows: dict[str, dict[str, float]] = {
+        "source clip": {
+            "colour variation": float(point_colours(decoded, scene).std(0).mean()) * 255
+        }
+    }
+    pictures = [drawn.image[::5]]
+    for column, edits_of in columns.items():
+        started = time.process_time()
+        edits = edits_of(inversion, drawn.image)
+        edited = sample(model, inversion, edits, target, source, CFG)
+        frames = vae.decode(edited).movedim(-1, 1).clamp(0, 1)
+        rows[column] = scores(frames, decoded, scene, drawn.mask, clip)
+        rows[column]["CPU seconds"] = time.process_time() - started
+        pictures.append(frames[::5])
+    save_sheet(pictures, sheet)
+    return rows
+
+
+def chosen(count: int) -> list[QualityClip]:
+    """The first `count` clips of both halves, all of them for 0."""
+    half = len(CLIPS) // 2
+    return list(CLIPS) if count <= 0 else [*CLIPS[:count], *CLIPS[half : half + count]]
+
+
+def collect(clips: list[QualityClip], steps: int, folder: Path, columns: Columns) -> Results:
+    """Scores of every clip, from the kept results where they are."""
+    results: Results = {}
+    parts: tuple | None = None
+    for number, clip in enumerate(clips):
+        path = folder / f"{clip.name.replace(' ', '_')}.json"
+        if not path.is_file():
+            parts = parts or load_demo_checkpoint()
+            rows = run_clip(clip, parts, steps, columns, path.with_suffix(".png"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(rows))
+        results[clip.name] = json.loads(path.read_text())
+        print(f"{number + 1}/{len(clips)} {clip.name}", flush=True)
+        for column, row in results[clip.name].items():
+            print(f"    {column:24s}", {k: round(v, 3) for k, v in row.items()}, flush=True)
+    return results
+
+
+def average(results: Results, column: str, measure: str) -> float | None:
+    return mean([row[column].get(measure) for row in results.values()])
+
+
+def measured(
+    name: str, columns: Columns, description: str | None, free_only: bool = False
+) -> tuple[Results, str]:
+    """Runs the benchmark `name` with the command line's options -> results, and what was run.
+
+    free_only: leaves the half of the clips out whose edit names the object's colour.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--clips", type=int, default=0, help="clips of each half; 0 = all")
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    checkpoint = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
+    content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]
+    clips = [c for c in chosen(options.clips) if not free_only or c.target_colour is None]
+    with torch.inference_mode():
+        folder = KEPT / f"{name}_{content}_{options.steps}_{CFG}"
+        results = collect(clips, options.steps, folder, columns)
+    return results, (
+        f"{len(clips)} of {len(CLIPS)} clips, 16 frames at {SIZE} px, {options.steps} steps, "
+        f"cfg {CFG}, demo checkpoint {content}; negative = the source's caption."
+    )
