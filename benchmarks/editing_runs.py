@@ -6,12 +6,35 @@ Import it after `load_pack()`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from reweave.editing import host
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip, ready to be edited."""
+
+    model: Any
+    """ComfyUI's MODEL."""
+    vae: Any
+    inversion: Any
+    """Of the source frames, with the source's caption."""
+    positive: list
+    """The target's caption."""
+    negative: list
+    """The source's caption."""
+    cfg: float
+    frames: Tensor
+    """[F,3,H,W] in 0..1."""
+    decoded: Tensor
+    """[F,3,H,W] the frames through the VAE."""
+    mask: Tensor | None
+    """[F,1,H,W] in 0..1: the object, where it is known. Only StableVideo uses it, for its atlas."""
 
 
 def encoded_text(clip_model: Any, text: str) -> list:

@@ -37,10 +37,10 @@ load_pack(*(["--disable-api-nodes"] if CHOSEN.gpu else []))
 
 import torch
 from common import RESULTS, write_result
-from editing_runs import encoded_text, inverted, save_sheet
+from editing_runs import Job, encoded_text, inverted, save_sheet
 from ground_truth import UNDEFINED, faults, truth_scores
 from quality_clips import Case, Footage, described, load, real_cases, rendered_cases, thumbnails
-from quality_methods import METHODS, SOURCE, Job
+from quality_methods import METHODS, SOURCE
 from quality_tables import cells_of, fill_page, rows_of
 from reweave.editing.evaluate import Evidence, measure
 from reweave.editing.evaluate.table import entry

@@ -12,34 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from editing_runs import sample
+from editing_runs import Job, sample
+from quality_pipelines import stablevideo, tcve
 from reweave.editing.anchor_attention import AnchorAttention
 from reweave.editing.latent_guidance import LatentGuidance
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Job:
-    """One clip, ready to be edited."""
-
-    model: Any
-    """ComfyUI's MODEL."""
-    vae: Any
-    inversion: Any
-    """Of the source frames, with the source's caption."""
-    positive: list
-    """The target's caption."""
-    negative: list
-    """The source's caption."""
-    cfg: float
-    frames: Tensor
-    """[F,3,H,W] in 0..1."""
-    decoded: Tensor
-    """[F,3,H,W] the frames through the VAE."""
-    mask: Tensor | None
-    """[F,1,H,W] in 0..1: the object, where it is known. No method here uses it."""
 
 
 @dataclass(frozen=True)
@@ -80,4 +59,10 @@ METHODS: dict[str, Method] = {
         lambda job: edited(job, injection(job), AnchorAttention(), LatentGuidance()),
         "anchor and previous frame; the paper's depth ControlNet replaced by the source's layout",
     ),
+    "StableVideo": Method(
+        stablevideo,
+        "atlas of the true mask, key frames edited from partial noise, carried through the atlas; "
+        "no ControlNet",
+    ),
+    "TCVE": Method(tcve, "temporal UNet trained 100 steps on the clip; no other edit"),
 }

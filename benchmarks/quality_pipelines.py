@@ -1,0 +1,64 @@
+"""Methods of the quality benchmark that are more than edits on a MODEL, run through their nodes.
+
+Everything that a node is not told here is its schema's default. Import it after `load_pack()`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from editing_runs import Job, sample
+from reweave.nodes import (
+    AggregateKeyframes,
+    ApplyTemporalUNet,
+    EditKeyframes,
+    FitAtlas,
+    InvertVideo,
+    RenderAtlas,
+    TrainTemporalUNet,
+)
+from torch import Tensor
+
+
+def called(node: Any, **given: Any) -> tuple:
+    """The outputs of a node, with its defaults for what is not given."""
+    values: dict[str, Any] = {}
+    for entry in node.GET_SCHEMA().inputs:
+        options = entry.as_dict()
+        if "default" in options:
+            values[entry.id] = options["default"]
+    return node.execute(**(values | given)).args
+
+
+def stablevideo(job: Job) -> Tensor:
+    """The object edited in key frames and carried through an atlas; the source's layout comes
+    from partial noise, as there is no ControlNet."""
+    frames, mask = job.frames.movedim(1, -1), None if job.mask is None else job.mask[:, 0]
+    layer = "foreground" if mask is not None else "background"
+    (atlas,) = called(FitAtlas, image=frames, mask=mask, steps=500)
+    pictures, masks, numbers = called(
+        EditKeyframes, model=job.model, vae=job.vae, positive=job.positive, negative=job.negative,
+        image=frames, atlas=atlas, layer=layer, cfg=4.0, noise_strength=0.35, first_strength=0.75,
+        resolution=max(frames.shape[1:3]), margin=24, minimum_side=64, backdrop="source pixels",
+        uncovered="source pixels", mapping="fast",
+    )  # fmt: skip
+    texture = called(
+        AggregateKeyframes, atlas=atlas, image=pictures, mask=masks, key_frames=numbers,
+        layer=layer, method="mean", unseen="original texture", mapping="fast",
+    )[0]  # fmt: skip
+    (out,) = called(RenderAtlas, atlas=atlas, image=frames, **{layer: texture})
+    return out.movedim(-1, 1).clamp(0, 1)
+
+
+def tcve(job: Job) -> Tensor:
+    """A temporal UNet trained on the clip; inversion and edit both run with it."""
+    latent = {"samples": job.vae.encode(job.frames.movedim(1, -1))}
+    trained = called(TrainTemporalUNet, model=job.model, positive=job.negative, latent=latent)[0]
+    (fused,) = called(ApplyTemporalUNet, model=job.model, temporal_unet=trained)
+    steps = len(job.inversion.sigmas)
+    inversion = called(
+        InvertVideo, model=fused, positive=job.negative, latent=latent, steps=steps,
+        saved_steps=steps, storage="float32",
+    )[0]  # fmt: skip
+    out = sample(fused, inversion, [], job.positive, job.negative, job.cfg)
+    return job.vae.decode(out).movedim(-1, 1).clamp(0, 1)
