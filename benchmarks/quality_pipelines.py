@@ -5,23 +5,28 @@ Everything that a node is not told here is its schema's default. Import it after
 
 from __future__ import annotations
 
+import asyncio
+from functools import cache
 from typing import Any
 
 from editing_runs import Job, sample
-from reweave.nodes import (
-    AggregateKeyframes,
-    ApplyTemporalUNet,
-    EditKeyframes,
-    FitAtlas,
-    InvertVideo,
-    RenderAtlas,
-    TrainTemporalUNet,
-)
+from reweave import comfy_entrypoint
 from torch import Tensor
 
 
-def called(node: Any, **given: Any) -> tuple:
+@cache
+def nodes() -> dict[str, Any]:
+    """The pack's node classes by name, as ComfyUI gets them."""
+
+    async def listed() -> list[Any]:
+        return await (await comfy_entrypoint()).get_node_list()
+
+    return {node.__name__: node for node in asyncio.run(listed())}
+
+
+def called(name: str, **given: Any) -> tuple:
     """The outputs of a node, with its defaults for what is not given."""
+    node = nodes()[name]
     values: dict[str, Any] = {}
     for entry in node.GET_SCHEMA().inputs:
         options = entry.as_dict()
@@ -35,29 +40,29 @@ def stablevideo(job: Job) -> Tensor:
     from partial noise, as there is no ControlNet."""
     frames, mask = job.frames.movedim(1, -1), None if job.mask is None else job.mask[:, 0]
     layer = "foreground" if mask is not None else "background"
-    (atlas,) = called(FitAtlas, image=frames, mask=mask, steps=500)
+    (atlas,) = called("FitAtlas", image=frames, mask=mask, steps=500)
     pictures, masks, numbers = called(
-        EditKeyframes, model=job.model, vae=job.vae, positive=job.positive, negative=job.negative,
+        "EditKeyframes", model=job.model, vae=job.vae, positive=job.positive, negative=job.negative,
         image=frames, atlas=atlas, layer=layer, cfg=4.0, noise_strength=0.35, first_strength=0.75,
         resolution=max(frames.shape[1:3]), margin=24, minimum_side=64, backdrop="source pixels",
         uncovered="source pixels", mapping="fast",
     )  # fmt: skip
     texture = called(
-        AggregateKeyframes, atlas=atlas, image=pictures, mask=masks, key_frames=numbers,
+        "AggregateKeyframes", atlas=atlas, image=pictures, mask=masks, key_frames=numbers,
         layer=layer, method="mean", unseen="original texture", mapping="fast",
     )[0]  # fmt: skip
-    (out,) = called(RenderAtlas, atlas=atlas, image=frames, **{layer: texture})
+    (out,) = called("RenderAtlas", atlas=atlas, image=frames, **{layer: texture})
     return out.movedim(-1, 1).clamp(0, 1)
 
 
 def tcve(job: Job) -> Tensor:
     """A temporal UNet trained on the clip; inversion and edit both run with it."""
     latent = {"samples": job.vae.encode(job.frames.movedim(1, -1))}
-    trained = called(TrainTemporalUNet, model=job.model, positive=job.negative, latent=latent)[0]
-    (fused,) = called(ApplyTemporalUNet, model=job.model, temporal_unet=trained)
+    trained = called("TrainTemporalUNet", model=job.model, positive=job.negative, latent=latent)[0]
+    (fused,) = called("ApplyTemporalUNet", model=job.model, temporal_unet=trained)
     steps = len(job.inversion.sigmas)
     inversion = called(
-        InvertVideo, model=fused, positive=job.negative, latent=latent, steps=steps,
+        "InvertVideo", model=fused, positive=job.negative, latent=latent, steps=steps,
         saved_steps=steps, storage="float32",
     )[0]  # fmt: skip
     out = sample(fused, inversion, [], job.positive, job.negative, job.cfg)
