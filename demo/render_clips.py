@@ -32,15 +32,20 @@ def depth(drawn: Drawn) -> Tensor:
     return torch.lerp(floor.expand_as(bulge), bulge, drawn.mask)
 
 
+def write_all(pictures: dict[str, Tensor]) -> None:
+    """Name -> frames [F,3,H,W] in 0..1, each to its mp4."""
+    for name, frames in pictures.items():
+        rows = (frames.movedim(1, -1) * 255).round().byte().numpy()
+        write_clip(FOLDER / f"{name}.mp4", rows, RATE)
+        print(f"wrote {name}.mp4: {len(rows)} frames of {SIZE}x{SIZE}")
+
+
 def main() -> None:
     """Render and write both clips."""
     chosen = next(clip for clip in CLIPS if clip.name == NAME)
     drawn = draw(moving_scene(chosen), SIZE)
     pictures = {"scene": drawn.image, "scene_depth": depth(drawn).expand(-1, 3, -1, -1)}
-    for name, frames in pictures.items():
-        rows = (frames.movedim(1, -1) * 255).round().byte().numpy()
-        write_clip(FOLDER / f"{name}.mp4", rows, RATE)
-        print(f"wrote {name}.mp4: {len(rows)} frames of {SIZE}x{SIZE}")
+    write_all(pictures)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ if not __package__:
     __package__ = "demo"
 
 from .quality_clips import QualityClip, moving_scene
-from .render_clips import FOLDER, RATE, SIZE, depth
-from .run_demo import write_clip
+from .render_clips import SIZE, depth, write_all
 from .scenes import draw
 
 LAYERS = QualityClip("layers", 205, "blue", "patched", "box", "yellow", "checkered", "", "")
@@ -24,15 +23,8 @@ LAYERS = QualityClip("layers", 205, "blue", "patched", "box", "yellow", "checker
 def main() -> None:
     """Render and write the three clips."""
     drawn = draw(moving_scene(LAYERS), SIZE)
-    pictures = {
-        "layers": drawn.image,
-        "layers_mask": drawn.mask.expand(-1, 3, -1, -1),
-        "layers_depth": depth(drawn).expand(-1, 3, -1, -1),
-    }
-    for name, frames in pictures.items():
-        rows = (frames.movedim(1, -1) * 255).round().byte().numpy()
-        write_clip(FOLDER / f"{name}.mp4", rows, RATE)
-        print(f"wrote {name}.mp4: {len(rows)} frames of {SIZE}x{SIZE}")
+    grey = {"layers_mask": drawn.mask, "layers_depth": depth(drawn)}
+    write_all({"layers": drawn.image} | {n: x.expand(-1, 3, -1, -1) for n, x in grey.items()})
 
 
 if __name__ == "__main__":

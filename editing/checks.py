@@ -140,11 +140,16 @@ def check_anchor_attention(edit: AnchorAttention) -> AnchorAttention:
     if edit.mask is None:
         return edit
     if edit.inversion is None:
-        raise ValueError(
-            f"{edit.name}: a mask keeps what lies outside as in the source, but no inversion is "
-            "connected. Connect 'inversion', or disconnect 'mask'."
-        )
+        raise mask_without_source(edit.name)
     return replace(edit, mask=region(edit.name, edit.mask, edit.inversion.frames))
+
+
+def mask_without_source(node: str) -> ValueError:
+    """A mask locks the background to the source, which must be there."""
+    return ValueError(
+        f"{node}: a mask keeps what lies outside as in the source, but no inversion is connected. "
+        "Connect 'inversion', or disconnect 'mask'."
+    )
 
 
 def check_latent_guidance(edit: LatentGuidance) -> LatentGuidance:

@@ -28,14 +28,21 @@ def grey(picture: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
 
 
-def dis_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def dis_flow(first: np.ndarray, second: np.ndarray, full_size: bool = False) -> np.ndarray:
     """Where each pixel of `first` moves in `second`: [H,W,2] float32 (x, y) in pixels.
 
-    Kroeger et al. 2016 (dense inverse search), OpenCV's medium preset, on uint8 RGB pictures.
+    Kroeger et al. 2016 (dense inverse search), OpenCV's medium preset.
+
+    Args:
+        first, second: uint8, RGB [H,W,3] or grey [H,W].
+        full_size: search at full instead of half resolution: for very small pictures.
     """
     # One object per pair: it starts from its last result when it is used again.
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return search.calc(grey(first), grey(second), np.zeros((*first.shape[:2], 2), np.float32))
+    if full_size:
+        search.setFinestScale(0)
+    one, other = (picture if picture.ndim == 2 else grey(picture) for picture in (first, second))
+    return search.calc(one, other, np.zeros((*first.shape[:2], 2), np.float32))
 
 
 def farneback_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .figures import drawn
 
 GOOD = 30.0
 """dB from which a round trip is hard to tell from the VAE's own pictures."""
@@ -89,21 +92,18 @@ def as_encoded(node: str, image: Tensor, height: int, width: int) -> Tensor:
 
 def plot(report: InversionReport) -> Tensor:
     """PSNR over time as a picture -> [1,H,W,3] float32 in 0..1."""
-    # not pyplot: it keeps global state and may open windows
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    frames = range(len(report.round_trip))
-    axes.plot(frames, report.round_trip.tolist(), marker="o", label="inverted and played back")
-    axes.plot(frames, report.autoencoder.tolist(), marker=".", label="VAE alone (against the clip)")
-    axes.axhline(GOOD, linestyle="--", color="grey", linewidth=1, label=f"good from {GOOD:g} dB")
-    axes.set(xlabel="frame", ylabel="PSNR in dB", title="Does the inversion give the clip back?")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    canvas.draw()
-    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
-    width, height = canvas.get_width_height()
-    return (pixels.view(height, width, 4)[..., :3].float() / 255)[None]
+    def draw(axes: Any) -> None:
+        frames = range(len(report.round_trip))
+        axes.plot(frames, report.round_trip.tolist(), marker="o", label="inverted and played back")
+        alone = "VAE alone (against the clip)"
+        axes.plot(frames, report.autoencoder.tolist(), marker=".", label=alone)
+        axes.axhline(
+            GOOD, linestyle="--", color="grey", linewidth=1, label=f"good from {GOOD:g} dB"
+        )
+        title = "Does the inversion give the clip back?"
+        axes.set(xlabel="frame", ylabel="PSNR in dB", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return drawn(draw)

@@ -134,8 +134,11 @@ class Session:
 
         What a mask locks, and an anchor that was given, are not pulled.
         """
-        assert self.guidance is not None
-        index = self.schedule.position(sigma).index if self.schedule else 0
+        assert self.guidance is not None and self.steps is not None
+        if self.schedule is not None:
+            index = self.schedule.position(sigma).index
+        else:  # without the source's schedule, an edit of as many steps is the best guess
+            index = self.steps.step_of(sigma)[0]
         targets, weight = self.guidance.aim(x0, self.fixed_targets, index)
         if self.anchored is not None and self.anchored.edited_anchor is not None:
             weight = weight.clone()

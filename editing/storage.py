@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def save(path: Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, 
     except (OSError, SafetensorError) as error:
         raise ValueError(_write_problem(path, kind, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what stands in the way of the file stands in its way too
+            temporary.unlink(missing_ok=True)
 
 
 def _write_problem(path: Path, kind: str, error: Exception) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.layers import splat_to_texture
+from ..flow import LEAST_SIDE, dis_flow
 
 METHODS = ("DIS (OpenCV)", "Lucas-Kanade")
 LUMA = (0.299, 0.587, 0.114)
@@ -90,16 +91,11 @@ def consistent(there: Tensor, back: Tensor) -> Tensor:
 
 def dis(first: Tensor, second: Tensor) -> Tensor:
     """OpenCV's dense inverse search (Kroeger et al. 2016): luma [1,1,H,W] -> flow [1,2,H,W]."""
-    import cv2
-
     pair = [(x[0, 0] * 255).round().clamp(0, 255).byte().cpu().numpy() for x in (first, second)]
     side = min(pair[0].shape)
-    if side < 16:  # too small for its patches
+    if side < LEAST_SIDE:
         return lucas_kanade(first, second)
-    found = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    if side < 96:
-        found.setFinestScale(0)
-    flow = found.calc(pair[0], pair[1], None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    flow = dis_flow(*pair, full_size=side < 96)
     return torch.from_numpy(flow).movedim(-1, 0)[None].to(first.device)
 
 

@@ -74,8 +74,12 @@ def jittered(box: Box, generator: torch.Generator) -> Box:
     return Box(top, box.left + int(right * (box.width - width + 1)), height, width)
 
 
-def parse_key_frames(text: str, frames: int) -> list[int]:
+def parse_key_frames(
+    text: str, frames: int, knob: str = "key_frames", empty: str = "an automatic choice"
+) -> list[int]:
     """Frame numbers that an artist typed, in that order; empty for an empty text.
+
+    knob: the input they were typed into. empty: what an empty text stands for.
 
     Raises: ValueError for what is no number, out of range or given twice.
     """
@@ -83,20 +87,19 @@ def parse_key_frames(text: str, frames: int) -> list[int]:
     strange = [word for word in words if not word.isdecimal()]
     if strange:
         raise ValueError(
-            f"expected 'key_frames' to be frame numbers with commas between them, got "
-            f"{strange[0]!r}. Write for example 0, 8, 16, or leave it empty for an automatic "
-            "choice."
+            f"expected '{knob}' to be frame numbers with commas between them, got "
+            f"{strange[0]!r}. Write for example 0, 8, 16, or leave it empty for {empty}."
         )
     numbers = [int(word) for word in words]
     outside = [number for number in numbers if number >= frames]
     if outside:
         raise ValueError(
-            f"expected 'key_frames' between 0 and {frames - 1} (the clip has {frames} frames, "
+            f"expected '{knob}' between 0 and {frames - 1} (the clip has {frames} frames, "
             f"counted from 0), got {outside[0]}. Change that number."
         )
     twice = [number for number in numbers if numbers.count(number) > 1]
     if twice:
-        raise ValueError(f"'key_frames' names frame {twice[0]} twice. Remove one of them.")
+        raise ValueError(f"'{knob}' names frame {twice[0]} twice. Remove one of them.")
     return numbers
 
 

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_choice, check_range
-from .explicit import visible
 from .key_frames import parse_key_frames
 from .mapping import MODES, map_to_atlas, unmap_from_atlas
 from .rendering import UNTOUCHED, render, restored
-from .requests import check_pictures, find_layer, named, texture_size
+from .requests import check_pictures, find_layer, named, texture_size, visible_layer
 from .types import Atlas
 
 LARGEST = 8192
@@ -85,11 +84,12 @@ def map_pictures(
     check_choice(node, "mode", request.mode, MODES)
     with named(node):
         check_size(request.size)
-        layer = find_layer(atlas, request.layer)
-        numbers = frame_numbers(request.frames, atlas.frames)
+        layer = visible_layer(atlas, request.layer)
+        numbers = parse_key_frames(request.frames, atlas.frames, "frames", "all frames")
+        numbers = numbers or list(range(atlas.frames))
         pictures = check_pictures(atlas, image, len(numbers), "one for each frame in 'frames'")
         chosen = torch.tensor(numbers)
-        weight = shown(atlas, request.layer)[chosen]
+        weight = layer.alpha[chosen]
         if mask is not None:
             weight = weight * _weights(mask, pictures)
     at = texture_size(layer, request.size)
@@ -107,10 +107,10 @@ def unmap_picture(node: str, atlas: Atlas, name: str, texture: Tensor) -> tuple[
     Raises: ValueError for an unknown layer or more than one texture.
     """
     with named(node):
-        layer = find_layer(atlas, name)
+        layer = visible_layer(atlas, name)
         picture = one_texture(texture, "texture")
     frames = [unmap_from_atlas(picture, layer.uv[n : n + 1]) for n in range(atlas.frames)]
-    return torch.cat(frames).clamp(0, 1).movedim(1, -1), shown(atlas, name)[:, 0]
+    return torch.cat(frames).clamp(0, 1).movedim(1, -1), layer.alpha[:, 0]
 
 
 @dataclass(frozen=True)
@@ -175,22 +175,6 @@ def one_texture(image: Tensor, knob: str) -> Tensor:
     if not bool(torch.isfinite(image).all()):
         raise ValueError(f"the texture in '{knob}' holds NaN. Check the node that made it.")
     return image[0, ..., :3].movedim(-1, 0).float().clamp(0, 1)
-
-
-def shown(atlas: Atlas, name: str) -> Tensor:
-    """[F,1,H,W] how much of each pixel shows that layer. Raises: ValueError for another name."""
-    find_layer(atlas, name)
-    number = [known.lower() for known in atlas.names].index(name.strip().lower())
-    alphas = [layer.alpha for layer in atlas.layers[:-1]]
-    return (visible(alphas) or [torch.ones_like(atlas.layers[0].alpha)])[number]
-
-
-def frame_numbers(text: str, frames: int) -> list[int]:
-    """Frames that an artist typed; all for an empty text. Raises: ValueError as the parser does."""
-    try:
-        return parse_key_frames(text, frames) or list(range(frames))
-    except ValueError as error:
-        raise ValueError(str(error).replace("'key_frames'", "'frames'")) from error
 
 
 def check_size(size: int) -> None:

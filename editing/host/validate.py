@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import mask_without_source
 from ..latent_guidance import LatentGuidance
 from ..plug_and_play import PlugAndPlay
 from ..protocol import Edit
@@ -65,23 +66,15 @@ def check_sampling(
                 check_gradient(edit, patcher, tuple(noise.shape))
     inversion = next((found for edit in edits if (found := source_of(edit))), None)
     if inversion is None:
-        check_unlocked(edits)
+        for edit in edits:
+            if getattr(edit, "mask", None) is not None:
+                raise mask_without_source(edit.name)
         return None
     check_sampler(names, sampler)
     check_same_clip(names, patcher, inversion, noise)
     check_schedule(names, inversion, sigmas)
     check_start(names, inversion, noise, latent, float(sigmas[0]))
     return inversion
-
-
-def check_unlocked(edits: Sequence[Edit]) -> None:
-    """A mask locks the background to the source, which must be there."""
-    for edit in edits:
-        if getattr(edit, "mask", None) is not None:
-            raise ValueError(
-                f"{edit.name}: a mask keeps what lies outside as in the source, but no inversion "
-                "is connected. Connect 'inversion', or disconnect 'mask'."
-            )
 
 
 def check_sampler(names: str, sampler: Any) -> None:

@@ -15,10 +15,10 @@ from reweave.editing.atlas.painting import (
     layer_pictures,
     map_pictures,
     render_pictures,
-    shown,
     unmap_picture,
 )
 from reweave.editing.atlas.rendering import render
+from reweave.editing.atlas.requests import visible_layer
 from reweave.editing.atlas.types import Atlas
 from reweave.tests.editing.atlas_scenes import identity_uv, small_atlas
 from reweave.tests.tolerances import assert_close, differ
@@ -222,14 +222,14 @@ def test_map_pictures_takes_only_what_shows_the_layer() -> None:
     assert not less.any()
 
 
-def test_unmap_and_shown() -> None:
+def test_unmap_gives_what_is_visible() -> None:
     atlas = small_atlas()
     texture = atlas.layers[1].texture[None].movedim(1, -1)
     image, mask = unmap_picture("Unmap From Atlas", atlas, "background", texture)
     drawn = unmap_from_atlas(atlas.layers[1].texture, atlas.layers[1].uv)
     assert_close(image, drawn.movedim(1, -1))
     assert_close(mask, 1 - atlas.layers[0].alpha[:, 0])
-    total = torch.stack([shown(atlas, name) for name in atlas.names]).sum(0)
+    total = torch.stack([visible_layer(atlas, name).alpha for name in atlas.names]).sum(0)
     assert_close(total, torch.ones_like(total))
 
 

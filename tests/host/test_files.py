@@ -162,6 +162,13 @@ def test_a_full_disk_leaves_nothing_half_written(inversion, error, monkeypatch, 
     assert left == []
 
 
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "taken").write_text("not a folder")
+    path = tmp_path / "taken" / "clip.safetensors"
+    with pytest.raises(ValueError, match=r"clip\.safetensors was not written"):
+        storage.save(path, "inversion", {"x": torch.zeros(1)}, {})
+
+
 def test_a_full_disk_keeps_the_older_file(model, monkeypatch, user_folders):
     clip = source(model)
     save(clip)
