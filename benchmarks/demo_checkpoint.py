@@ -8,12 +8,11 @@ loader, sampler and VAE: python dev.py bench demo_checkpoint
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inprocess import HOST, load_demo_checkpoint, load_pack
+from inprocess import DEMO, content_of, load_demo_checkpoint, load_pack
 
 load_pack()
 
@@ -180,7 +179,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=96, help="pictures for text-to-image")
     parser.add_argument("--steps", type=int, default=50, help="steps of the inversion")
     options = parser.parse_args()
-    checkpoint = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
     with torch.inference_mode():
         check_measures()
         parts = load_demo_checkpoint()
@@ -195,7 +193,7 @@ def main() -> None:
             for entry in found:
                 print(line(entry), flush=True)
             rows += found
-    content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]
+    content = content_of(DEMO)
     write_result(
         "demo_checkpoint",
         rows,

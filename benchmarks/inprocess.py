@@ -3,6 +3,7 @@ given."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI"))
+DEMO = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
 
 
 def load_pack(*arguments: str) -> None:
@@ -49,7 +51,15 @@ def load_demo_checkpoint() -> tuple[Any, Any, Any]:
     """
     import comfy.sd
 
-    path = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
-    if not path.is_file():
+    if not DEMO.is_file():
         raise RuntimeError("no demo checkpoint: run `python dev.py setup` first")
-    return comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3]
+    return comfy.sd.load_checkpoint_guess_config(str(DEMO), output_vae=True, output_clip=True)[:3]
+
+
+def content_of(path: Path) -> str:
+    """12 hex digits that change with a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()[:12]

@@ -8,7 +8,6 @@ docs/quality.md says how to read the table.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shlex
 import sys
@@ -17,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inprocess import HOST, load_pack
+from inprocess import DEMO, HOST, content_of, load_pack
 
 OPTIONS = argparse.ArgumentParser(description=__doc__)
 OPTIONS.add_argument("--method", action="append", help="one row of the table; repeat it for more")
-OPTIONS.add_argument("--checkpoint", default="reweave_demo.safetensors", help="name, or a path")
+OPTIONS.add_argument("--checkpoint", default=DEMO.name, help="name, or a path")
 OPTIONS.add_argument("--clips", type=Path, metavar="DIR", help="real clips with a prompts.json")
 OPTIONS.add_argument("--full", action="store_true", help="all 40 rendered clips")
 OPTIONS.add_argument("--limit", type=int, default=0, help="only the first N clips")
-OPTIONS.add_argument("--steps", type=int, default=20)
+OPTIONS.add_argument("--steps", type=int, help="default: 12 for the demo checkpoint, else 50")
 OPTIONS.add_argument("--cfg", type=float, help="default: 2 for the demo checkpoint, else 7.5")
 OPTIONS.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the frames")
 OPTIONS.add_argument("--clip", help="a text encoder file in models/text_encoders, for CLIP scores")
@@ -50,7 +49,7 @@ from torch import Tensor
 from demo.edit_clips import CLIPS, DEFAULT
 
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality_cells"
-DEMO = "reweave_demo.safetensors"
+DEMO_STEPS = 12
 SHOWN, SIDE = 5, 96
 CLOCK = "s" if CHOSEN.gpu else "CPU s"  # on a shared processor, the clock on the wall says little
 clock = time.monotonic if CHOSEN.gpu else time.process_time
@@ -87,14 +86,11 @@ def setup() -> Setup:
             f"no checkpoint {CHOSEN.checkpoint} in {path.parent}: give a name there, or a path "
             "(the demo's own is built by `python dev.py setup`)"
         )
-    demo = path.name == DEMO
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
+    demo = path.name == DEMO.name
     size = tuple(CHOSEN.size) if CHOSEN.size else (128, 128) if demo else (512, 512)
     cfg = CHOSEN.cfg if CHOSEN.cfg is not None else 2.0 if demo else 7.5
-    return Setup(path, digest.hexdigest()[:12], CHOSEN.steps, cfg, (size[0], size[1]))
+    steps = CHOSEN.steps or (DEMO_STEPS if demo else 50)
+    return Setup(path, content_of(path), steps, cfg, (size[0], size[1]))
 
 
 class Models:
@@ -226,7 +222,7 @@ def write_all(
         f"checkpoint {chosen.checkpoint.name} ({chosen.content}); negative prompt = the source's "
         "caption; means over the clips where a measure is defined.",
     ]
-    if chosen.steps < OPTIONS.get_default("steps") or len(cases) < (1 if CHOSEN.clips else DEFAULT):
+    if chosen.steps < DEMO_STEPS or len(cases) < (1 if CHOSEN.clips else DEFAULT):
         notes.append(TRIAL)
     # the result names the command as it can be repeated, without this machine's folders
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]

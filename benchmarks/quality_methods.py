@@ -64,5 +64,5 @@ METHODS: dict[str, Method] = {
         "atlas of the true mask, key frames edited from partial noise, carried through the atlas; "
         "no ControlNet",
     ),
-    "TCVE": Method(tcve, "temporal UNet trained 100 steps on the clip; no other edit"),
+    "TCVE": Method(tcve, "temporal UNet, trained 100 steps on every second frame; no other edit"),
 }

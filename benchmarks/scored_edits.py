@@ -8,7 +8,6 @@ goes on. Import it after `load_pack()`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ import torch
 from common import mean
 from editing_runs import encoded_text, inverted, sample, save_sheet
 from ground_truth import point_colours
-from inprocess import HOST, load_demo_checkpoint
+from inprocess import DEMO, content_of, load_demo_checkpoint
 from torch import Tensor
 
 from demo.quality_clips import CLIPS, QualityClip, moving_scene
@@ -125,8 +124,7 @@ def measured(
     parser.add_argument("--clips", type=int, default=0, help="clips of each half; 0 = all")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
-    checkpoint = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
-    content = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]
+    content = content_of(DEMO)
     clips = [c for c in chosen(options.clips) if not free_only or c.target_colour is None]
     with torch.inference_mode():
         folder = KEPT / f"{name}_{content}_{options.steps}_{CFG}"

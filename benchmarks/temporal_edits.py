@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from editing_runs import encoded_text, inverted, sample, save_sheet
 from ground_truth import point_colours
-from inprocess import load_demo_checkpoint
+from inprocess import DEMO, content_of, load_demo_checkpoint
 from reweave.editing import host
 from reweave.editing.temporal_unet.training import TrainingSettings
 from reweave.editing.tokenflow import TokenFlow
@@ -91,7 +91,8 @@ def quality(count: int, settings: TrainingSettings = TRAINING) -> dict[str, dict
     """Rows of the first `count` clips."""
     parts: tuple | None = None
     found = {}
-    name = f"temporal_unet_{settings.steps}_{settings.learning_rate:g}_{STEPS}_{CFG}"
+    trained = f"{settings.steps}_{settings.learning_rate:g}"
+    name = f"temporal_unet_{content_of(DEMO)}_{trained}_{STEPS}_{CFG}"
     for clip in OPEN[:count]:
         path = KEPT / name / f"{clip.name.replace(' ', '_')}.json"
         if not path.is_file():

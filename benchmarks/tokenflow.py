@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from inprocess import HOST, load_pack
+from inprocess import DEMO, load_demo_checkpoint, load_pack
 
 load_pack()
 import torch
@@ -33,7 +33,8 @@ from reweave.editing import host
 from reweave.editing.keyframes import DRAWS
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
-from small_nets import DEMO, MIDDLE, STEPS, clip, edit_once, network
+from small_nets import DEMO as DEMO_SHAPE
+from small_nets import MIDDLE, STEPS, clip, edit_once, network
 
 FRAMES, INTERVAL, TIMED_STEPS = 16, 8, 1
 JOINT = 2
@@ -169,13 +170,10 @@ def _mid_size(name: str, edits: Edits, repeats: int) -> tuple[list[Row], list[st
 
 def demo_size(repeats: int) -> tuple[list[Row], list[str]]:
     """(b) the demo checkpoint: 16 frames of 16x16 latents."""
-    path = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
-    if path.is_file():
-        from inprocess import load_demo_checkpoint
-
+    if DEMO.is_file():
         model, name, notes = load_demo_checkpoint()[0], "demo checkpoint", []
     else:
-        model, name = network(DEMO), "demo-shaped net"
+        model, name = network(DEMO_SHAPE), "demo-shaped net"
         notes = ["no demo checkpoint was built here: a random network of its shape instead"]
     edits = Edits(model, 16)
     found, _ = alternate(
