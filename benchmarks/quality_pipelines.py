@@ -65,7 +65,7 @@ def tcve(job: Job) -> Tensor:
     the result is the same, sooner.
     """
     latent = {"samples": job.vae.encode(job.frames.movedim(1, -1))}
-    (trained,) = called(
+    trained, *_ = called(
         "TrainTemporalUNet", model=job.model, positive=job.negative,
         latent={"samples": latent["samples"][: 2 * MOST_TRAINED : 2]}, gradient_checkpointing=False,
     )  # fmt: skip
