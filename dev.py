@@ -136,7 +136,7 @@ def serve(options: argparse.Namespace) -> None:
 def clear_cache(options: argparse.Namespace) -> None:
     """Delete what can be computed again: cached inversions and source features."""
     host = Path(options.comfyui).expanduser() if options.comfyui else ROOT / ".host" / "ComfyUI"
-    for base in (host, ROOT / ".host" / "base"):
+    for base in (host, *(ROOT / ".host" / name for name in ("base", "demo"))):
         folder = base / "user" / "reweave" / "cache"
         files = [path for path in folder.rglob("*") if path.is_file()]
         if files:

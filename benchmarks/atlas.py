@@ -201,7 +201,7 @@ def main() -> None:
         notes.append(note)
     rows += throughput(large, fitted(large, FitSettings(steps=0))[0])
     rows.append(row("cuda: 70 frames 768x432: likeness", None, "dB", ">= 30"))
-    notes.append("rows of cuda without a value: no GPU on this machine")
+    notes.append("rows of cuda have no value: this benchmark runs on the processor")
     write_result("atlas", rows, notes)
 
 

@@ -42,11 +42,17 @@ def command() -> str:
 
 
 def device() -> str:
-    """The GPU's name, or the processor with its number of cores."""
+    """The GPU's name, or the processor's where there is none or ComfyUI was told not to use it."""
+    host = sys.modules.get("comfy.cli_args")
+    if host is not None and host.args.cpu:
+        return processor()
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    if torch.backends.mps.is_available():
-        return "Apple GPU (MPS)"
+    return "Apple GPU (MPS)" if torch.backends.mps.is_available() else processor()
+
+
+def processor() -> str:
+    """The processor's name with its number of cores."""
     name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text(encoding="utf-8").splitlines()

@@ -23,7 +23,8 @@ UNITS = {
     "structure kept": "",
     "distance to target": "/255",
 }
-BETTER: dict[str, str] = dict.fromkeys(("target colour coverage", "structure kept"), "higher")
+BETTER = ("target colour coverage", "structure kept")
+"""Scores that are better when they are higher."""
 UNDEFINED = {
     "target colour coverage": "only where the edit names one plain colour",
     "leak": "a style changes every pixel",

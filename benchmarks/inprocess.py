@@ -16,15 +16,18 @@ HOST = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI"))
 DEMO = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
 
 
-def load_pack(*arguments: str) -> None:
+def load_pack(gpu: bool = False) -> None:
     """Makes `reweave`, `demo` and ComfyUI importable; caches go to a folder of this process.
+
+    Args:
+        gpu: ComfyUI chooses the device; otherwise everything runs on the processor.
 
     Raises: RuntimeError when there is no ComfyUI.
     """
     if not (HOST / "main.py").is_file():
         raise RuntimeError("no ComfyUI here: run `python dev.py setup` first")
     sys.path[:0] = [str(HOST), str(ROOT)]
-    kept, sys.argv = sys.argv, ["bench", *(arguments or ("--cpu",))]
+    kept, sys.argv = sys.argv, ["bench", "--disable-api-nodes" if gpu else "--cpu"]
     try:
         import comfy.options
 

@@ -32,7 +32,7 @@ def load_pack() -> None:
 
 
 load_pack()
-from common import write_result
+from common import processor, write_result
 from reweave.kernels import frame_attention, layers, nn_field, propagate, schedule
 from reweave.tests.tolerances import assert_close
 
@@ -243,6 +243,8 @@ def main() -> None:
             notes.append(note)
     if len(devices) == 1:
         rows += absent_rows()
+    else:
+        notes.append(f"cpu: {processor()}")
     write_result("kernels", rows, notes)
 
 

@@ -16,6 +16,8 @@ from demo.footage import frames as read_frames
 from demo.footage import resized
 
 PROMPTS = "prompts.json"
+OUTLINE = "another shape"
+"""The kind of an edit that changes the object's outline, whatever else it changes."""
 MOST_FRAMES = 48
 
 
@@ -35,7 +37,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Changes when anything about the case does."""
+        """Changes when anything about the case does; its kind says nothing about its pixels."""
         known = {"source": self.source, "target": self.target, "start": self.start}
         known["frames"] = self.frames
         if self.rendered is not None:
@@ -63,9 +65,14 @@ def rendered_cases(full: bool, limit: int) -> list[Case]:
     chosen = CLIPS if full else CLIPS[:DEFAULT]
     chosen = chosen[:limit] if limit > 0 else chosen
     return [
-        Case(c.name, c.kind, c.source.caption, c.target.caption, rendered=c, frames=c.frames)
+        Case(c.name, kind_of(c), c.source.caption, c.target.caption, rendered=c, frames=c.frames)
         for c in chosen
     ]
+
+
+def kind_of(clip: EditClip) -> str:
+    """The row of a clip in the table by kind."""
+    return clip.kind if clip.source.shape == clip.target.shape else OUTLINE
 
 
 def real_cases(folder: Path, limit: int) -> list[Case]:

@@ -1,9 +1,10 @@
-"""Cells of the quality benchmark as rows of its result file and as tables of docs/quality.md."""
+"""Cells of the quality benchmark as rows of its result file, and those as tables of the pages."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from common import mean
 from ground_truth import BETTER
 from ground_truth import UNITS as TRUTH_UNITS
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "quality.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, README = ROOT / "docs" / "quality.md", ROOT / "README.md"
 MEASURES = (
     *TRUTH_UNITS,
     "point colour variation",
@@ -29,6 +31,13 @@ MEASURES = (
     "text alignment",
 )
 TIME = "time per frame"
+SHORT = (*list(TRUTH_UNITS)[:3], "point colour variation", "warp error")
+"""Measures of the README's table."""
+HIGHER = {
+    *BETTER, "background PSNR", "background SSIM", "frame consistency", "CLIP-Image",
+    "text alignment",
+}  # fmt: skip
+UNDIRECTED = {"LPIPS-P"}
 Cells = dict[str, dict[str, dict[str, Any]]]
 """clip -> method -> cell."""
 
@@ -58,20 +67,15 @@ def values(cells: Cells, method: str, measure: str) -> list[float]:
     return found
 
 
-def facts(cells: Cells, measure: str) -> tuple[str, str]:
-    """Unit and which direction is better."""
+def unit_of(cells: Cells, measure: str) -> str:
+    """As the cells have it."""
+    every = [cell for row in cells.values() for cell in row.values()]
     if measure == TIME:
-        clocks = {
-            cell["clock"] for row in cells.values() for cell in row.values() if "clock" in cell
-        }
-        return " or ".join(sorted(clocks)), "lower"
+        return " or ".join(sorted({cell["clock"] for cell in every if "clock" in cell}))
     if measure in TRUTH_UNITS:
-        return TRUTH_UNITS[measure], BETTER.get(measure, "lower")
-    for row in cells.values():
-        for cell in row.values():
-            if measure in cell.get("scores", {}):
-                return cell["scores"][measure]["unit"], cell["scores"][measure]["better"]
-    return "", ""
+        return TRUTH_UNITS[measure]
+    known = (cell["scores"][measure] for cell in every if measure in cell.get("scores", {}))
+    return next(known, {"unit": ""})["unit"]
 
 
 def rows_of(cells: Cells, methods: list[str]) -> list[dict[str, Any]]:
@@ -80,13 +84,13 @@ def rows_of(cells: Cells, methods: list[str]) -> list[dict[str, Any]]:
     for method in methods:
         for measure in (*MEASURES, TIME):
             known = values(cells, method, measure)
-            unit = facts(cells, measure)[0]
+            unit = unit_of(cells, measure)
             average = mean(known)
             text = f"{method}: {measure}" + (f" (n={len(known)})" if known else "")
             rows.append(
                 {
                     "metric": text,
-                    "value": None if average is None else round(average, 4),
+                    "value": None if average is None else round(average, 6),
                     "unit": unit,
                     "goal": "",
                     "reached": None,
@@ -95,19 +99,69 @@ def rows_of(cells: Cells, methods: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(cells: Cells, methods: list[str]) -> str:
+@dataclass(frozen=True)
+class Mean:
+    """One entry of the result file."""
+
+    value: float | None
+    unit: str
+    clips: int
+
+    @property
+    def shown(self) -> str:
+        return "\u2013" if self.value is None else f"{self.value:.3g}"
+
+
+Means = dict[str, dict[str, Mean]]
+"""method -> measure -> its mean."""
+
+
+def means_of(rows: list[dict[str, Any]]) -> Means:
+    """What `rows_of` has written."""
+    found: Means = {}
+    for row in rows:
+        method, rest = row["metric"].split(": ", 1)
+        measure, _, clips = rest.removesuffix(")").partition(" (n=")
+        found.setdefault(method, {})[measure] = Mean(row["value"], row["unit"], int(clips or 0))
+    return found
+
+
+def headed(means: Means) -> dict[str, str]:
+    """method -> its name for a table, with its clips where others were run on more."""
+    clips = {method: max(x.clips for x in row.values()) for method, row in means.items()}
+    most = max(clips.values(), default=0)
+    behind = {m: f" ({n} of {most} clips)" if n < most else "" for m, n in clips.items()}
+    return {method: method + text for method, text in behind.items()}
+
+
+def measure_headed(measure: str, unit: str) -> str:
+    """A measure with its unit and the direction that is better."""
+    arrow = "" if measure in UNDIRECTED else " \u2191" if measure in HIGHER else " \u2193"
+    return f"{measure}{f' ({unit})' if unit else ''}{arrow}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
     """Methods across, measures down; the number of clips stands behind the measure."""
-    lines = [f"| measure | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
+    means = means_of(rows)
+    lines = [f"| measure | {' | '.join(headed(means).values())} |"]
+    lines.append("|---" * (len(means) + 1) + "|")
     for measure in (*MEASURES, TIME):
-        found = [values(cells, method, measure) for method in methods]
-        if not any(found):
-            continue
-        unit, better = facts(cells, measure)
-        count = max(len(known) for known in found)
-        arrow = {"lower": " \u2193", "higher": " \u2191"}.get(better, "")
-        shown = [f"{mean(known):.3g}" if known else "\u2013" for known in found]
-        behind = f" ({unit})" if unit else ""
-        lines.append(f"| {measure}{behind}{arrow}, {count} clips | {' | '.join(shown)} |")
+        found = [row[measure] for row in means.values()]
+        count = max(mean.clips for mean in found)
+        if count:
+            name = measure_headed(measure, found[0].unit)
+            lines.append(f"| {name}, {count} clips | {' | '.join(x.shown for x in found)} |")
+    return "\n".join(lines)
+
+
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """Methods down, the README's measures across."""
+    means = means_of(rows)
+    units = {measure: next(iter(means.values()))[measure].unit for measure in SHORT}
+    heads = [measure_headed(measure, unit) for measure, unit in units.items()]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(SHORT) + 1) + "|"]
+    for method, name in headed(means).items():
+        lines.append(f"| {name} | {' | '.join(means[method][m].shown for m in SHORT)} |")
     return "\n".join(lines)
 
 
@@ -128,7 +182,9 @@ def missing(cells: Cells, methods: list[str]) -> str:
     """What could not be measured, or not be run, with the reason."""
     lines = []
     for method in methods:
-        reasons = {row[method]["not run"] for row in cells.values() if "not run" in row[method]}
+        reasons = {
+            row[method]["not run"] for row in cells.values() if "not run" in row.get(method, {})
+        }
         lines += [f"- {method} was not run: {reason}." for reason in sorted(reasons)]
     for measure in MEASURES:
         if any(values(cells, method, measure) for method in methods):
@@ -145,24 +201,39 @@ def missing(cells: Cells, methods: list[str]) -> str:
     return "\n".join(["Not measured:", "", *lines]) if lines else ""
 
 
-def fill_page(result: Path, cells: Cells, methods: list[str], kinds: dict[str, str]) -> None:
-    """Put the tables between <!-- NAME --> and <!-- /NAME --> of docs/quality.md."""
-    record = json.loads(result.read_text(encoding="utf-8"))
-    measured = (
+def measured(record: dict[str, Any]) -> str:
+    """How, where and on what a result was measured."""
+    return (
         f"Measured by `{record['command']}` at commit {record['commit']} on {record['device']}, "
         f"torch {record['torch']}, {record['date']}. {' '.join(record['notes'])}"
     )
-    parts = [measured, table(cells, methods)]
+
+
+def short_text(record: dict[str, Any]) -> str:
+    """What the README shows of a result."""
+    return f"{short_table(record['rows'])}\n\n{measured(record)}"
+
+
+def fill_page(result: Path, cells: Cells, methods: list[str], kinds: dict[str, str]) -> None:
+    """Put the tables between <!-- NAME --> and <!-- /NAME --> of docs/quality.md, and those of the
+    rendered clips in short into the README."""
+    record = json.loads(result.read_text(encoding="utf-8"))
+    parts = [measured(record), table(record["rows"])]
     if set(kinds.values()) != {"real"}:
         parts.append(by_kind(cells, methods, kinds))
     parts.append(missing(cells, methods))
-    text, name = "\n\n".join(part for part in parts if part), result.stem
-    page = PAGE.read_text(encoding="utf-8")
+    fill(PAGE, result.stem, "\n\n".join(part for part in parts if part))
+    if result.stem == "quality":
+        fill(README, "quality_short", short_text(record))
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's marks."""
     filled = re.sub(
         rf"<!-- {name} -->\n.*?<!-- /{name} -->",
         lambda _: f"<!-- {name} -->\n{text}\n<!-- /{name} -->",
-        page,
+        page.read_text(encoding="utf-8"),
         flags=re.S,
     )
-    PAGE.write_text(filled, encoding="utf-8", newline="\n")
-    print(f"filled the tables of {PAGE.name}")
+    page.write_text(filled, encoding="utf-8", newline="\n")
+    print(f"filled the tables of {page.name}")

@@ -29,19 +29,24 @@ TRAINING = TrainingSettings(steps=100, checkpointing=False)
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"
 OPEN = [clip for clip in CLIPS if clip.target_colour is None]
 """Clips whose edit leaves a layout or colour open: frames edited one by one disagree there."""
+SPENT = {False: ("CPU seconds", time.process_time), True: ("seconds", time.perf_counter)}
+"""What a training's time is called and measured with, without and with a GPU."""
 COLUMNS = ("untrained", "temporal UNet", "temporal UNet + TokenFlow", "TokenFlow")
 
 
-def edited_clip(clip: QualityClip, parts: tuple, settings: TrainingSettings, sheet: Path) -> dict:
+def edited_clip(
+    clip: QualityClip, parts: tuple, settings: TrainingSettings, sheet: Path, gpu: bool
+) -> dict:
     """All columns of one clip -> column -> measure -> value."""
     model, text, vae = parts
     scene = moving_scene(clip)[torch.arange(0, 2 * FRAMES, 2)]  # every second frame, as published
     drawn = draw(scene, SIZE)
     source, target = (encoded_text(text, c) for c in (clip.source_caption, clip.target_caption))
-    started = time.process_time()
+    name, clock = SPENT[gpu]
+    started = clock()
     latent = {"samples": vae.encode(drawn.image.movedim(1, -1))}
     trained = host.train_temporal(model, source, latent, host.TrainingRequest(settings=settings))
-    seconds = time.process_time() - started
+    seconds = clock() - started
     fused = host.apply_temporal(model, host.TemporalEdit(trained))
     ways = {
         # an untrained network's units are the identity: this is the plain inversion edit
@@ -50,7 +55,7 @@ def edited_clip(clip: QualityClip, parts: tuple, settings: TrainingSettings, she
         "temporal UNet + TokenFlow": (fused, [_flow]),
         "TokenFlow": (model, [_flow]),
     }
-    rows: dict[str, Any] = {"training": _training(trained.losses) | {"CPU seconds": seconds}}
+    rows: dict[str, Any] = {"training": _training(trained.losses) | {name: seconds}}
     pictures = [drawn.image]
     inversions: dict[int, tuple[Any, Tensor]] = {}
     for column, (chosen, edits) in ways.items():
@@ -87,17 +92,19 @@ def _scores(frames: Tensor, decoded: Tensor, mask: Tensor, scene: Any) -> dict[s
     }
 
 
-def quality(count: int, settings: TrainingSettings = TRAINING) -> dict[str, dict]:
-    """Rows of the first `count` clips."""
+def quality(
+    count: int, gpu: bool = False, settings: TrainingSettings = TRAINING
+) -> dict[str, dict]:
+    """Rows of the first `count` clips; `gpu`: ComfyUI runs on one."""
     parts: tuple | None = None
     found = {}
     trained = f"{settings.steps}_{settings.learning_rate:g}"
-    name = f"temporal_unet_{content_of(DEMO)}_{trained}_{STEPS}_{CFG}"
+    name = f"temporal_unet_{content_of(DEMO)}_{trained}_{STEPS}_{CFG}{'_gpu' if gpu else ''}"
     for clip in OPEN[:count]:
         path = KEPT / name / f"{clip.name.replace(' ', '_')}.json"
         if not path.is_file():
             parts = parts or load_demo_checkpoint()
-            rows = edited_clip(clip, parts, settings, path.with_suffix(".png"))
+            rows = edited_clip(clip, parts, settings, path.with_suffix(".png"), gpu)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(rows))
         found[clip.name] = json.loads(path.read_text())

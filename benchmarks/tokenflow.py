@@ -243,7 +243,7 @@ def main(repeats: int) -> None:
             rows, notes = rows + new_rows, notes + new_notes
             print(json.dumps(new_rows), flush=True)
     rows.append(row("SD1.5 at 512x512, warm / plain", None, "x"))
-    notes.append("SD1.5 at 512x512 is a measurement for a GPU; there was none")
+    notes.append("SD1.5 at 512x512 is a measurement for a GPU; this ran on the processor")
     write_result("tokenflow", rows, notes)
 
 

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from ..kernels.frame_attention import frame_attention
 from .extended_attention import inject
-from .protocol import Attention, Call, Edit, Pass, Site, StepSource, decoder_sites, run_in_parts
+from .protocol import (
+    Attention,
+    Call,
+    Edit,
+    Pass,
+    Site,
+    StepSource,
+    decoder_sites,
+    require_several,
+    run_in_parts,
+)
 
 if TYPE_CHECKING:
     from .types import Inversion
@@ -58,11 +68,7 @@ class AnchorAttention(Edit):
         return True
 
     def check_clip(self, frames: int, size: tuple[int, ...], steps: int) -> None:
-        if frames < 2:
-            raise ValueError(
-                f"{self.name}: expected at least 2 frames, got {frames}: a single frame has no "
-                "other to look at. Load more frames, or remove this node."
-            )
+        require_several(self.name, frames)
         if self.anchor >= frames:
             raise ValueError(
                 f"{self.name}: expected 'anchor' to be a frame of the clip (0 to {frames - 1}), "

@@ -84,7 +84,7 @@ def region(node: str, mask: Tensor | None, frames: int) -> Tensor | None:
         )
     if not bool(torch.isfinite(mask).all()):
         raise ValueError(f"{node}: the mask holds NaN or infinity. Check the node that made it.")
-    mask = mask.float().clamp(0, 1)
+    mask = mask.float().cpu().clamp(0, 1)
     if not bool((mask > 0).any()):
         raise ValueError(
             f"{node}: the mask is empty (black everywhere), so nothing may change. "

@@ -20,7 +20,7 @@ def restore_background(edited: Tensor, source: Tensor, mask: Tensor, seam: int) 
         seam: width of the soft seam in pixels, 0 = hard. It lies inside the mask: where the mask
             is 0 every pixel is exactly the source's.
 
-    Returns: [F,H,W,3].
+    Returns: [F,H,W,3] on the CPU, where ComfyUI keeps pictures.
     Raises: ValueError when frames, sizes or the mask do not fit.
     """
     if edited.shape != source.shape:
@@ -33,6 +33,7 @@ def restore_background(edited: Tensor, source: Tensor, mask: Tensor, seam: int) 
             f"{NODE}: expected a mask of 1 or {len(edited)} frames, got {len(mask)}. "
             "Cut the mask like the clip, or connect one mask for all frames."
         )
+    edited, source, mask = edited.cpu(), source.cpu(), mask.cpu()  # --gpu-only mixes devices
     weight = F.interpolate(mask[:, None].float().clamp(0, 1), edited.shape[1:3], mode="bilinear")
     if seam > 0:
         kernel, sigma = 2 * seam + 1, seam / 2

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 RULES = ("published code", "paper")
 DRAWS = ("random per step", "fixed")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Who is edited and who is built from whom, at one step."""
+
+    key_frames: Tensor
+    """[K] int64 frame numbers."""
+    neighbours: Tensor
+    """[F,R] int64 indices into key_frames."""
+    weights: Tensor
+    """[F,R] float32."""
 
 
 def draw_key_frames(
@@ -28,6 +42,25 @@ def draw_key_frames(
     size = (len(starts),)
     draws = [torch.randint(interval, size, generator=generator) for _ in range(steps)]
     return torch.stack([starts + draw % lengths for draw in draws])
+
+
+def only_frames(node: str, knob: str, given: Tensor, frames: int, chosen: Tensor) -> Tensor:
+    """What was given for a clip, for some of its frames.
+
+    Args:
+        given: [F,...] pictures or masks, one per frame; one for all stays as it is.
+        frames: F.
+        chosen: [K] int64 frame numbers.
+
+    Raises: ValueError for another number of pictures or masks.
+    """
+    given = given[None] if given.ndim == 2 else given
+    if len(given) not in (1, frames):
+        raise ValueError(
+            f"{node}: expected '{knob}' to hold {frames} frames (the inversion's) or 1, got "
+            f"{len(given)}. Connect what belongs to the frames that went into Invert Video."
+        )
+    return given if len(given) == 1 else given[chosen.to(given.device)]
 
 
 def neighbours_and_weights(

@@ -59,11 +59,7 @@ class LatentGuidance(Edit):
                 f"{self.name}: expected at least 2 frames, got {frames}: a single frame has no "
                 "other to be pulled to. Load more frames, or remove this node."
             )
-        if self.target == "anchor frame" and self.anchor >= frames:
-            raise ValueError(
-                f"{self.name}: expected 'anchor' to be a frame of the clip (0 to {frames - 1}), "
-                f"got {self.anchor}. Lower 'anchor'."
-            )
+        self.check_anchor(frames)
         if self.target == "fixed step" and self.target_step >= steps:
             raise ValueError(
                 f"{self.name}: expected 'target_step' to be a step of the schedule (0 to "
@@ -76,6 +72,14 @@ class LatentGuidance(Edit):
             )
         if self.warp is not None:
             self.warp.check_clip(self.name, frames)
+
+    def check_anchor(self, frames: int) -> None:
+        """Raises: ValueError when the clip has no such frame."""
+        if self.target == "anchor frame" and self.anchor >= frames:
+            raise ValueError(
+                f"{self.name}: expected 'anchor' to be a frame of the clip (0 to {frames - 1}), "
+                f"got {self.anchor}. Lower 'anchor'."
+            )
 
     def guides(self, step: int, steps: int) -> bool:
         """Whether step `step` of `steps` is guided."""

@@ -6,7 +6,8 @@ C channels, K key frames, h w latent size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -137,6 +138,15 @@ class Edit:
         """
 
 
+def require_several(node: str, frames: int) -> None:
+    """Raises: ValueError for a single frame, in an edit that lets frames look at each other."""
+    if frames < 2:
+        raise ValueError(
+            f"{node}: expected at least 2 frames, got {frames}: a single frame has no other to "
+            "look at. Load more frames, or remove this node."
+        )
+
+
 @dataclass
 class StepSource:
     """What one step needs of the source video, and nothing else. Lives one step long.
@@ -156,6 +166,17 @@ class StepSource:
     """[F,C,h,w] source conv features of every frame."""
     key_features: Tensor | None = None
     """[K,C,h,w] source conv features of the key frames, from their own pass."""
+
+
+@contextmanager
+def all_or_nothing(call: Call, message: str) -> Iterator[None]:
+    """Around a pass that no one may cut: out of memory becomes a ValueError with this message."""
+    try:
+        yield
+    except call.out_of_memory as error:
+        if torch.is_grad_enabled():  # Latent Guidance's gradient needs the room, and says so
+            raise
+        raise ValueError(message) from error
 
 
 P = TypeVar("P", bound="Pass")

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ..kernels.schedule import sigma_space_from_vp
 from .anchor_attention import AnchorAttention, anchor_step
-from .extended_attention import AttentionPass, ExtendedAttention
+from .extended_attention import ExtendedAttention, extended_step, injected_step
+from .keyframes import StepPlan
 from .latent_guidance import LatentGuidance
 from .plug_and_play import PlugAndPlay, record_source
-from .protocol import Call, Edit, Site, StepSource
+from .protocol import Call, Edit, StepSource
+from .source_field import source_step
 from .step_cache import StepCache, on_device
-from .tokenflow import StepPlan, TokenFlow, source_step, tokenflow_step
+from .tokenflow import TokenFlow, tokenflow_step
 from .types import Inversion, Position
 
 
@@ -125,8 +127,10 @@ class Session:
             out = tokenflow_step(self.flow, self._plan(call.sigma), source, call)
         elif self.anchored is not None:
             out = anchor_step(self.anchored, source, call)
+        elif self.extended is not None:
+            out = extended_step(self.extended, source, call)
         else:
-            out = call.run(self._attention_pass(call, source))
+            out = injected_step(source, call)
         return self._locked(out, call)
 
     def aim(self, x0: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -164,14 +168,6 @@ class Session:
 
     def _masks(self) -> list[Tensor]:
         return [mask for edit in self.edits if (mask := getattr(edit, "mask", None)) is not None]
-
-    def _attention_pass(self, call: Call, source: StepSource) -> AttentionPass:
-        frames = torch.arange(call.frames)
-        table = self.extended.table(call.frames) if self.extended else None
-        covered: list[Site] = []
-        if self.extended:
-            covered = [site for site in call.sites if self.extended.covers(site)]
-        return AttentionPass(frames, table, covered, source.queries, source.keys, source.features)
 
     def _plan(self, sigma: float) -> StepPlan:
         assert self.flow is not None and self.schedule is not None
@@ -238,7 +234,7 @@ class Session:
                 features=fresh.features if fresh.features is not None else known.features,
                 key_features=fresh.key_features if features else known.key_features,
             )
-            if self.cache and position.exact:
+            if self.cache and position.exact and self.cache.gains(known, found):
                 self.cache.save(position.index, found)
         return StepSource(
             index=found.index,

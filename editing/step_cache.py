@@ -6,6 +6,7 @@ step and the key frames only: not on the prompt and not on the edit's latents.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +33,18 @@ class StepCache:
         return self.folder / f"step_{step:04d}.safetensors"
 
     def load(self, step: int) -> StepSource:
-        """What the folder holds of this step; an unreadable file counts as absent."""
+        """What the folder holds of this step; an unreadable file counts as absent.
+
+        All of it is read into memory, because `save` may replace the file while it is in use: one
+        step at a time, at most the cache's limit over the number of steps.
+        """
         path = self._path(step)
         if not path.is_file():
             return StepSource()
         try:
             tensors, _ = storage.load(path, KIND)
         except ValueError:
-            path.unlink(missing_ok=True)
+            storage.discard(path)
             return StepSource()
         parts: dict[str, dict[Site, Tensor]] = {"index": {}, "queries": {}, "keys": {}}
         for name, value in tensors.items():
@@ -54,18 +59,27 @@ class StepCache:
 
     def save(self, step: int, source: StepSource) -> None:
         """Keeps a step. A disk that cannot take it costs speed, never the edit."""
+        tensors = self._kept(source)
+        for name in tensors:
+            if name.startswith("index/"):
+                tensors[name] = compact(tensors[name])
+        with suppress(ValueError):  # an older file stays: it holds less, all of it right
+            storage.save(self._path(step), KIND, tensors, {})
+
+    def gains(self, known: StepSource, found: StepSource) -> bool:
+        """Whether `found` has parts that belong in the file and that `known` lacks."""
+        return not self._kept(found).keys() <= self._kept(known).keys()
+
+    def _kept(self, source: StepSource) -> dict[str, Tensor]:
+        """The parts of a step that are kept, by their names in the file."""
         tensors: dict[str, Tensor] = {}
         for part in ("index", "queries", "keys") if self.keeps_queries else ("index",):
-            for site, value in getattr(source, part).items():
-                tensors[f"{part}/{site}"] = compact(value) if part == "index" else value
+            tensors |= {f"{part}/{site}": value for site, value in getattr(source, part).items()}
         if self.keeps_features and source.features is not None:
             tensors["features"] = source.features
         if self.keeps_features and source.key_features is not None:
             tensors["key_features"] = source.key_features
-        try:
-            storage.save(self._path(step), KIND, tensors, {})
-        except ValueError:
-            self._path(step).unlink(missing_ok=True)
+        return tensors
 
 
 def on_device(source: dict[Site, Tensor], device: torch.device) -> dict[Site, Tensor]:

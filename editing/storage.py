@@ -69,7 +69,17 @@ def load_metadata(path: Path, kind: str) -> dict[str, Any]:
 
 
 def load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a payload file; raises as `load_metadata`."""
+    """Tensors and metadata of a payload file; raises as `load_metadata`.
+
+    The tensors are copies: what `get_tensor` returns keeps the file mapped, and Windows then
+    refuses to replace or delete it. It takes no more memory than making them did.
+    """
     metadata = load_metadata(path, kind)
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
+
+
+def discard(path: Path) -> None:
+    """Deletes a file that can be made again; one that is in use (Windows) stays."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

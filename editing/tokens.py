@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..kernels.nn_field import nn_field
-from .keyframes import draw_key_frames, neighbours_and_weights
+from .keyframes import StepPlan, draw_key_frames, neighbours_and_weights
 from .protocol import Attention, Call, Pass, Site, decoder_sites, run_in_parts
-from .tokenflow import StepPlan, source_step
+from .source_field import source_step
 from .types import Inversion, NNField, TokenStore, compact
 
 Walk = Callable[[Sequence[int], Callable[[int, Call], None]], None]
@@ -116,8 +117,9 @@ def clean_field(
         key = tokens[plan.key_frames].float()
         found, cosine = nn_field(tokens.float(), key, plan.neighbours)
         index[site, step], similarity[site, step] = compact(found), cosine.half()
-    return _field(plans, index, similarity, store.grids, "clean", rule, interval, keyframe_seed,
+    made = _field(plans, index, similarity, store.grids, "clean", rule, interval, keyframe_seed,
                   store.inversion_key)  # fmt: skip
+    return replace(made, fingerprint=store.fingerprint)
 
 
 def _plans(

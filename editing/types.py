@@ -26,6 +26,21 @@ class Fingerprint:
     """Hash of a few base weights; empty when they could not be read."""
     patches: str = ""
     """Hash of the LoRA and other weight patches; empty when there are none."""
+    dtype: str = field(default="", repr=False)
+    """Precision in which the base weights were loaded; empty in older files, and outside of repr,
+    of which the keys of caches and fields are made."""
+
+    HASHED_EXACTLY = ("float16", "float32")
+    """`base` is made of float16: the same checkpoint has the same hash in both."""
+
+    def other_base(self, then: Fingerprint) -> bool:
+        """Whether the base weights differ, or are the same in a precision that rounds them."""
+        return bool(self.base and then.base and self.base != then.base)
+
+    def other_rounding(self, then: Fingerprint) -> bool:
+        """Whether one was loaded in a precision in which the same checkpoint hashes otherwise."""
+        known = bool(self.dtype and then.dtype and self.dtype != then.dtype)
+        return known and not {self.dtype, then.dtype} <= set(self.HASHED_EXACTLY)
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,7 @@ class TokenStore:
     sigmas: Tensor
     """[S] of the inversion."""
     inversion_key: str = ""
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
 
     @property
     def steps(self) -> list[int]:
@@ -179,6 +195,8 @@ class NNField:
     interval: int = 8
     keyframe_seed: int = 1
     inversion_key: str = ""
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    """Of the model whose tokens were matched; empty in older files."""
 
     KIND = "correspondence field"
 
@@ -203,6 +221,7 @@ class NNField:
             n: getattr(self, n)
             for n in ("origin", "rule", "interval", "keyframe_seed", "inversion_key")
         }
+        plain["fingerprint"] = asdict(self.fingerprint)
         plain["grids"] = {str(site): list(grid) for site, grid in self.grids.items()}
         storage.save(path, self.KIND, tensors, plain)
 
@@ -215,6 +234,7 @@ class NNField:
             table, site, step = name.split("/")
             tables[table][parse_site(site), int(step)] = tensors.pop(name)
         grids = {parse_site(site): tuple(grid) for site, grid in plain.pop("grids").items()}
+        plain["fingerprint"] = Fingerprint(**plain.get("fingerprint", {}))
         return cls(**tensors, **tables, grids=grids, **plain)
 
 

@@ -13,6 +13,16 @@ function urlOf({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
 }
 
+/** The node of an output's key: "10", or through subgraphs "5:3" or "<the subgraph's uuid>:3". */
+function nodeOf(key) {
+  const root = app.rootGraph ?? app.graph
+  const way = key.split(':')
+  const last = way.pop()
+  const inside = (graph, part) =>
+    root.subgraphs?.get(part) ?? graph?.getNodeById(Number(part))?.subgraph
+  return way.reduce(inside, root)?.getNodeById(Number(last))
+}
+
 function show(node, output) {
   const clips = output?.[KEY]
   if (clips?.length) node.reweaveViewer.show(clips.map((clip) => ({ ...clip, url: urlOf(clip) })))
@@ -45,8 +55,8 @@ app.registerExtension({
 
   // A workflow that is opened again in the same page still has its results.
   onNodeOutputsUpdated(outputs) {
-    for (const [id, output] of Object.entries(outputs)) {
-      const node = app.graph?.getNodeById?.(Number(id))
+    for (const [key, output] of Object.entries(outputs)) {
+      const node = nodeOf(key)
       if (node?.comfyClass === NODE && !node.reweaveViewer?.player) show(node, output)
     }
   }

@@ -14,10 +14,10 @@ from .inversion import (
     CheckInversion,
     InversionLatent,
     InvertVideo,
-    KeyFrameInversion,
     LoadInversion,
     SaveInversion,
 )
+from .key_frames import KeyFrameInversion
 from .temporal import (
     ApplyTemporalUNet,
     LoadTemporalUNet,

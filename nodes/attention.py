@@ -56,7 +56,11 @@ class ExtendedAttention(io.ComfyNode):
                     "the previous one; or a window around it. More frames agree better and cost "
                     "more. Good: 'all frames' up to about 8 frames, else 'first and previous'.",
                 ),
-                sockets.interval_input(),
+                sockets.interval_input(
+                    "Frames from one key frame to the next (mode 'key frames' only): every frame "
+                    "looks at frames 0, 'interval', 2 x 'interval' and so on. Smaller agrees "
+                    "better and costs more time and memory. Good: 8."
+                ),
                 io.Int.Input(
                     "window",
                     default=3,

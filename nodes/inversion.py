@@ -13,7 +13,6 @@ from torch import Tensor
 from ..editing import host, inversion, report
 from ..editing import types as payloads
 from ..editing.checks import check_choice, check_range
-from ..editing.keyframes import draw_key_frames
 from . import sockets
 
 FILES = "inversions"
@@ -263,41 +262,3 @@ class CheckInversion(io.ComfyNode):
         picture = report.plot(found)
         host.say(found.text.split("\n\n")[0])
         return io.NodeOutput(found.text, picture, ui=ui.PreviewImage(picture, cls=cls))
-
-
-class KeyFrameInversion(io.ComfyNode):
-    """A contact sheet in seconds."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="Reweave_KeyFrameInversion",
-            display_name="Key Frames Of Inversion",
-            category="Reweave/inversion",
-            description="Only the key frames of a clip, to try a prompt in seconds: sample them "
-            "with Extended Attention ('all frames'), then run the whole clip with TokenFlow.",
-            inputs=[
-                sockets.inversion_input("The inverted clip, from Invert Video or Load Inversion."),
-                sockets.interval_input(),
-                sockets.keyframe_seed_input(),
-            ],
-            outputs=[
-                sockets.inversion_output(),
-                *sockets.start_outputs(),
-                io.Int.Output(
-                    "count_out",
-                    display_name="count",
-                    tooltip="How many key frames there are.",
-                ),
-            ],
-        )
-
-    @classmethod
-    def execute(
-        cls, inversion: payloads.Inversion, interval: int, keyframe_seed: int
-    ) -> io.NodeOutput:
-        check_range("Key Frames Of Inversion", "interval", interval, 1)
-        drawn = draw_key_frames(inversion.frames, interval, 1, keyframe_seed)[0]
-        found = payloads.some_frames(inversion, drawn)
-        host.say(f"key frames: {', '.join(str(frame) for frame in drawn.tolist())}")
-        return io.NodeOutput(found, *host.start_of(found), len(drawn))

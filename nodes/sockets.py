@@ -103,17 +103,15 @@ def filename_input() -> io.Input:
     )
 
 
-def interval_input() -> io.Input:
+INTERVAL = (
+    "Frames per key frame: one key frame is drawn in every run of this many frames. Smaller "
+    "follows fast motion better and costs more time and memory. Good: 8; fast motion: 4."
+)
+
+
+def interval_input(tooltip: str = INTERVAL) -> io.Input:
     """Frames per key frame."""
-    return io.Int.Input(
-        "interval",
-        default=8,
-        min=1,
-        max=1024,
-        tooltip="Frames per key frame: one key frame is drawn in every run of this many frames. "
-        "Smaller follows fast motion better and costs more time and memory. Good: 8; fast "
-        "motion: 4.",
-    )
+    return io.Int.Input("interval", default=8, min=1, max=1024, tooltip=tooltip)
 
 
 def keyframe_seed_input() -> io.Input:
@@ -129,15 +127,17 @@ def keyframe_seed_input() -> io.Input:
     )
 
 
-def key_frames_input() -> io.Input:
+HOW_DRAWN = (
+    "'random per step' draws new key frames at every step, which averages their flaws out (as "
+    "published). 'fixed' takes the middle frame of every interval at all steps: fewer surprises, "
+    "sometimes visible seams. Good: 'random per step'."
+)
+
+
+def key_frames_input(tooltip: str = HOW_DRAWN, optional: bool = False) -> io.Input:
     """How key frames are drawn."""
     return io.Combo.Input(
-        "key_frames",
-        options=list(DRAWS),
-        default=DRAWS[0],
-        tooltip="'random per step' draws new key frames at every step, which averages their "
-        "flaws out (as published). 'fixed' takes the middle frame of every interval at all "
-        "steps: fewer surprises, sometimes visible seams. Good: 'random per step'.",
+        "key_frames", options=list(DRAWS), default=DRAWS[0], optional=optional, tooltip=tooltip
     )
 
 

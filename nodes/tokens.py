@@ -295,7 +295,7 @@ class PreviewNNField(io.ComfyNode):
     def execute(
         cls, nn_field: payloads.NNField, image: Tensor, step: int, site: str
     ) -> io.NodeOutput:
-        where = (nn_field, image, step, site, "Preview Nearest-Neighbour Field")
+        where = (nn_field, image.cpu(), step, site, "Preview Nearest-Neighbour Field")
         matches, built = previews.match_colours(*where), previews.reassembled(*where)
         both = ui.PreviewImage(torch.cat([matches, built], 2), cls=cls)
         return io.NodeOutput(matches, built, ui=both)

@@ -240,6 +240,29 @@ def test_the_readme_tables_come_from_the_result_files(commands: ModuleType, tmp_
     assert commands.fill_tables(filled, tmp_path) == filled
 
 
+def test_clear_cache_empties_every_cache_and_nothing_else(
+    commands: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the host itself, of `serve` and of `demo`."""
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    users = [tmp_path / ".host" / base / "user" for base in ("ComfyUI", "base", "demo")]
+    for user in users:
+        folder = user / "reweave" / "cache" / "steps" / "key"
+        folder.mkdir(parents=True)
+        (folder / "step_0000.safetensors").write_bytes(bytes(2_000_000))
+        (user / "comfyui.db").write_text("kept")
+    commands.clear_cache(commands.parse(["clear-cache"]))
+    assert not [path for user in users for path in user.rglob("*.safetensors")]
+    assert all((user / "comfyui.db").is_file() for user in users)
+    said = capsys.readouterr().out
+    assert said.count("deleted 1 files, 2 MB, from ") == 3
+    assert said.endswith("the cache is empty\n")
+
+
 def test_a_table_can_show_all_rows_and_the_notes(commands: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "speed.json").write_text(json.dumps(RESULT | {"notes": ["one", "two"]}))
     filled = commands.fill_tables("<!-- bench:speed all -->\n<!-- /bench -->\n", tmp_path)

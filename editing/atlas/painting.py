@@ -174,7 +174,7 @@ def one_texture(image: Tensor, knob: str) -> Tensor:
         )
     if not bool(torch.isfinite(image).all()):
         raise ValueError(f"the texture in '{knob}' holds NaN. Check the node that made it.")
-    return image[0, ..., :3].movedim(-1, 0).float().clamp(0, 1)
+    return image[0, ..., :3].movedim(-1, 0).float().cpu().clamp(0, 1)
 
 
 def check_size(size: int) -> None:
@@ -193,7 +193,7 @@ def _one_mask(mask: Tensor, name: str) -> Tensor:
             f"expected one mask in 'restore_{name}', painted on the texture, got {len(mask)}. "
             "Connect the mask of the texture, not of the frames."
         )
-    return mask[0]
+    return mask[0].cpu()
 
 
 def _weights(mask: Tensor, pictures: Tensor) -> Tensor:
@@ -203,4 +203,5 @@ def _weights(mask: Tensor, pictures: Tensor) -> Tensor:
             f"expected 1 or {len(pictures)} masks, as many as pictures, got {len(mask)}. Connect "
             "one mask per picture, one for all, or none."
         )
-    return F.interpolate(mask[:, None].float().clamp(0, 1), pictures.shape[2:], mode="bilinear")
+    mask = mask.float().cpu().clamp(0, 1)
+    return F.interpolate(mask[:, None], pictures.shape[2:], mode="bilinear")

@@ -186,7 +186,7 @@ def visible_layer(atlas: Atlas, name: str) -> Layer:
 def check_pictures(
     atlas: Atlas, image: Tensor, frames: int, what: str, knob: str = "image"
 ) -> Tensor:
-    """Pictures [F,3,H,W] of an IMAGE [F,H,W,3].
+    """Pictures [F,3,H,W] of an IMAGE [F,H,W,3], on the CPU as the atlas.
 
     Args:
         frames: how many there must be.
@@ -208,7 +208,7 @@ def check_pictures(
         )
     if not bool(torch.isfinite(image).all()):
         raise ValueError(f"'{knob}' holds NaN or infinity. Check the node that made it.")
-    return image[..., :3].movedim(-1, 1).float()
+    return image[..., :3].movedim(-1, 1).float().cpu()
 
 
 def check_masks(mask: Tensor | None, like: Tensor) -> Tensor | None:
@@ -229,7 +229,7 @@ def check_masks(mask: Tensor | None, like: Tensor) -> Tensor | None:
             f"expected one mask per key frame, {wanted} (pictures, height, width), got {came}. "
             "Connect the masks of Edit Key Frames, or disconnect 'mask'."
         )
-    mask = mask.float().clamp(0, 1)
+    mask = mask.float().cpu().clamp(0, 1)
     empty = [number for number, one in enumerate(mask) if not bool((one > 0).any())]
     if empty:
         raise ValueError(

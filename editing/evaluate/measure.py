@@ -40,12 +40,16 @@ def measure(evidence: Evidence, progress: Callable[[int], Tick] = lambda total: 
     Raises: what that function raises.
     """
     tick = progress(STAGES)
+
+    def check() -> None:
+        tick(0)
+
     metrics, heat = _motion_metrics(evidence, tick)
-    metrics += background_metrics(evidence)
+    metrics += background_metrics(evidence, check)
     tick(3)
-    metrics += lpips_metrics(evidence)
+    metrics += lpips_metrics(evidence, check)
     tick(4)
-    metrics += [point_metric(evidence), *embedding_metrics(evidence)]
+    metrics += [point_metric(evidence, check), *embedding_metrics(evidence)]
     tick(STAGES)
     height, width = evidence.source.shape[1:3]
     named = tuple(_named(metric) for metric in metrics)

@@ -8,7 +8,7 @@ from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 from torch import Tensor
 
-from .types import LOWER, Evidence, Metric
+from .types import LOWER, Check, Evidence, Metric, unwatched
 
 NAME, PAPER = "point colour variation", "ours (exact uv)"
 ACROSS = 64
@@ -40,8 +40,33 @@ def colour_variation(colours: Tensor, seen: Tensor | None = None) -> Tensor:
     return torch.where(count[0] > 1, deviation, torch.nan)
 
 
+def places_over_time(
+    uv: Tensor, on_surface: Tensor | None, points: Tensor, check: Check = unwatched
+) -> Tensor:
+    """Where every frame shows points of a surface.
+
+    Args:
+        uv: [F,H,W,2].
+        on_surface: [F,H,W] in 0..1; None: everywhere.
+        points: [P,2] uv of the points.
+        check: called before every frame; it may raise to stop.
+
+    Returns: [F,P,2], see `pixel_places`.
+    """
+    found = []
+    for number, places in enumerate(uv.cpu()):
+        check()
+        found.append(pixel_places(places, shown_in(number, uv, on_surface) > 0.5, points))
+    return torch.stack(found)
+
+
+def shown_in(number: int, uv: Tensor, on_surface: Tensor | None) -> Tensor:
+    """[H,W] in 0..1: where a frame shows the surface."""
+    return torch.ones(uv.shape[1:3]) if on_surface is None else on_surface[number].cpu().float()
+
+
 def surface_colours(
-    clip: Tensor, uv: Tensor, on_surface: Tensor | None, points: Tensor
+    clip: Tensor, uv: Tensor, on_surface: Tensor | None, places: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The colours of points of a surface over time, read bilinearly where each frame shows them.
 
@@ -49,17 +74,16 @@ def surface_colours(
         clip: [F,H,W,3].
         uv: [F,H,W,2].
         on_surface: [F,H,W] in 0..1; None: everywhere.
-        points: [P,2] uv of the points.
+        places: [F,P,2] of the points, from `places_over_time`.
 
     Returns: colours [F,3,P] and seen [F,P] bool: the pixels around the point show the surface.
     """
     colours, seen = [], []
     for number, frame in enumerate(clip[..., :3].float().cpu().movedim(-1, 1)):
-        there = torch.ones(uv.shape[1:3]) if on_surface is None else on_surface[number].cpu()
-        at = pixel_places(uv[number].cpu(), there > 0.5, points)
+        at = places[number]
         known = torch.isfinite(at).all(1)
         grid = torch.nan_to_num(at, nan=-9.0)[None, None]
-        layers = torch.cat([frame, there[None].float()])[None]
+        layers = torch.cat([frame, shown_in(number, uv, on_surface)[None]])[None]
         read = F.grid_sample(layers, grid, align_corners=False)[0, :, 0]
         colours.append(read[:3])
         seen.append(known & (read[3] > WHOLE))
@@ -98,7 +122,7 @@ def surface_points(uv: Tensor, on_surface: Tensor | None) -> Tensor:
     return low + grid * (high - low)
 
 
-def point_metric(evidence: Evidence) -> Metric:
+def point_metric(evidence: Evidence, check: Check = unwatched) -> Metric:
     """For every point of the surface that frames see: the standard deviation of its edited colour
     over time; mean over the points, in 8-bit values.
 
@@ -108,11 +132,9 @@ def point_metric(evidence: Evidence) -> Metric:
     if evidence.uv is None:
         why = evidence.why_absent("uv", "no exact uv")
         return Metric(NAME, unit, PAPER, LOWER, missing=why)
-    points = surface_points(evidence.uv, evidence.on_surface)
-    found = [
-        surface_colours(clip, evidence.uv, evidence.on_surface, points)
-        for clip in (evidence.edited, evidence.source)
-    ]
+    surface = (evidence.uv, evidence.on_surface)
+    places = places_over_time(*surface, surface_points(*surface), check)
+    found = [surface_colours(c, *surface, places) for c in (evidence.edited, evidence.source)]
     (colours, seen), (own, _) = found
     variation, source_variation = (colour_variation(c, seen) * 255 for c in (colours, own))
     if not bool(torch.isfinite(variation).any()):

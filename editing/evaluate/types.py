@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 LOWER, HIGHER, NEAR_SOURCE = "lower", "higher", "near the source"
+Check = Callable[[], None]
+"""Called between frames of a long measure; it may raise to stop."""
+
+
+def unwatched() -> None:
+    """Nobody stops it."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from ..protocol import Edit
 from ..session import Schedule, Session, Steps, combine
 from ..tokenflow import TokenFlow
 from ..types import Inversion
+from ..warping import FieldWarp
 from .call import WHOLE_CLIP, ModelCall, Room
 from .feature_cache import step_cache
 from .guiding import KEY, differentiable, predict_noise, sampler_sample
-from .model import feature_layers, latent_format, require_supported, sites_of
+from .model import feature_layers, fingerprint, latent_format, require_supported, sites_of
 from .notices import warn
 from .validate import check_sampling
 
@@ -83,6 +84,7 @@ def outer_sample(
     guider = executor.class_obj
     edits = edits_of(guider.model_patcher)
     inversion = check_sampling(guider, edits, noise, latent_image, sampler, sigmas)
+    notice_foreign_field(guider.model_patcher, edits, inversion)
     schedule = Schedule(sigmas.cpu(), inversion) if inversion else None
     cache = step_cache(guider.model_patcher, edits, latent_image)
     options = guider.model_options["transformer_options"]
@@ -115,6 +117,19 @@ def prepare_sampling(
     return executor(model, noise_shape, *args, **kwargs)
 
 
+def declared_rows(frames_per_pass: int) -> Callable:
+    """A PREPARE_SAMPLING wrapper for passes of so many frames (0 = all in one)."""
+
+    def prepare_sampling(
+        executor: Callable, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if frames_per_pass and model.get_attachment(WHOLE_CLIP) is None:
+            noise_shape = [min(frames_per_pass, noise_shape[0]), *noise_shape[1:]]
+        return executor(model, noise_shape, *args, **kwargs)
+
+    return prepare_sampling
+
+
 def apply_model(
     executor: Callable,
     x: Tensor,
@@ -135,6 +150,29 @@ def apply_model(
         run.sites, run.layers, run.inversion, run.room,
     )  # fmt: skip
     return run.session.evaluate(call).flatten(0, 1)
+
+
+def notice_foreign_field(
+    patcher: Any, edits: tuple[Edit, ...], inversion: Inversion | None
+) -> None:
+    """Says which connected field was made with another model, or along another inversion."""
+    for edit in edits:
+        warp = getattr(edit, "warp", None)
+        field = warp.field if isinstance(warp, FieldWarp) else getattr(edit, "nn_field", None)
+        if field is None:
+            continue
+        now, then, other = fingerprint(patcher), field.fingerprint, ""
+        if now.other_base(then) and not now.other_rounding(then):
+            other = "with another checkpoint"
+        elif then.base and now.patches != then.patches:
+            other = "with another LoRA"
+        elif inversion is not None and field.inversion_key != inversion.key:
+            other = "from another inversion"
+        if other:
+            warn(
+                f"{edit.name}: the nearest-neighbour field was made {other}, its matches may not "
+                "fit. Make it again from this MODEL, or disconnect 'nn_field'"
+            )
 
 
 def notice_unchanged(out: Tensor, inversion: Inversion, edits: tuple[Edit, ...]) -> None:

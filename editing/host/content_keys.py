@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..types import digest
-from .inverting import InversionRequest, cache_key
+from .attach import edits_of
+from .model import describe, fingerprint, sampling_parts
 
 PROBED = 64
 """Values of every weight that go into a key."""
@@ -16,9 +17,53 @@ PROBED = 64
 
 def model_key(patcher: Any, *conditionings: list) -> str | None:
     """Of a MODEL and the CONDITIONING it is told; None where something acts that has no content
-    hash (edits, hooks, a ControlNet on the conditioning)."""
-    keys = [cache_key(patcher, c, torch.zeros(1), InversionRequest()) for c in conditionings]
-    return None if None in keys else digest(*[key or "" for key in keys])
+    hash (edits, hooks, other packs' functions, a ControlNet on the conditioning)."""
+    found = fingerprint(patcher)
+    told = [_conditioning_parts(conditioning) for conditioning in conditionings]
+    if not found.base or _has_functions(patcher):
+        return None
+    parts: list[Tensor | str] = [str(found), describe(patcher), *sampling_parts(patcher)]
+    for entry in told:
+        if entry is None:
+            return None
+        parts += entry
+    return digest(*parts, str(patcher.model_dtype()), patcher.load_device.type)
+
+
+def _has_functions(patcher: Any) -> bool:
+    """Whether anything acts on a MODEL that is code, which cannot be told apart by content."""
+    inside = patcher.model_options.get("transformer_options", {})
+    return bool(
+        edits_of(patcher)
+        or set(patcher.model_options) - {"transformer_options"}
+        or any(value not in ({}, [], None) for value in inside.values())
+        or set(patcher.object_patches) - {"model_sampling"}
+        or patcher.wrappers
+        or patcher.injections
+        or patcher.hook_patches
+        or patcher.weight_wrapper_patches
+    )
+
+
+def _conditioning_parts(conditioning: list) -> list[Tensor | str] | None:
+    """Content of a CONDITIONING; None where it holds more than tensors and plain values."""
+    parts: list[Tensor | str] = [f"{len(conditioning)} entries"]
+    for embedding, settings in conditioning:
+        parts.append(embedding)
+        for name, value in sorted(settings.items()):
+            if isinstance(value, Tensor):
+                parts += [name, value]
+            elif _is_plain(value):
+                parts.append(f"{name}={value}")
+            else:
+                return None
+    return parts
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def vae_key(vae: Any) -> str | None:

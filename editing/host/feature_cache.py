@@ -13,8 +13,8 @@ from ..protocol import Edit, Site, injection_sites
 from ..step_cache import StepCache
 from ..tokenflow import TokenFlow
 from ..types import digest
-from .model import fingerprint, sites_of, unet_of
-from .paths import cache_folder, cache_limit, trim_cache
+from .model import fingerprint, sampling_parts, sites_of, unet_of
+from .paths import cache_folder, cache_limit, mark_used, trim_cache
 from .temporal_unet import temporal_key
 
 
@@ -25,12 +25,13 @@ def step_cache(patcher: Any, edits: Sequence[Edit], latent: Tensor) -> StepCache
         return None
     plan = flow.plan(0) if flow.nn_field is None else flow.nn_field
     draw = [flow.interval, flow.keyframe_seed, flow.fixed_key_frames, flow.rule]
-    parts = [
+    parts: list[Tensor | str] = [
         flow.inversion.key,
         str(fingerprint(patcher)),
         str(patcher.model_dtype()),
         patcher.load_device.type,
         str(draw),
+        *sampling_parts(patcher),
     ]
     if temporal_key(patcher):
         parts.append(temporal_key(patcher))
@@ -41,15 +42,16 @@ def step_cache(patcher: Any, edits: Sequence[Edit], latent: Tensor) -> StepCache
     folder = cache_folder() / "steps" / digest(*parts, *tables)
     cache = StepCache(folder)
     injects = any(isinstance(edit, PlugAndPlay) for edit in edits)
-    sizes = plan_bytes(patcher, flow, latent, injects)
-    limit = cache_limit() / 2
-    if sum(sizes) > limit:
-        cache = replace(cache, keeps_queries=False)
-    if sizes[0] + sizes[1] > limit:
-        cache = replace(cache, keeps_features=False)
-    if sizes[0] > limit:
+    field, features, queries = plan_bytes(patcher, flow, latent, injects)
+    limit, planned = cache_limit() / 2, field + features + queries
+    if planned > limit:
+        cache, planned = replace(cache, keeps_queries=False), field + features
+    if planned > limit:
+        cache, planned = replace(cache, keeps_features=False), field
+    if planned > limit:
         return None
-    trim_cache(keep=folder)
+    trim_cache(keep=folder, planned=planned)
+    mark_used(folder)  # reading its files does not
     return cache
 
 
@@ -62,13 +64,14 @@ def plan_bytes(
     frames = flow.inversion.frames
     key_frames = -(-frames // flow.interval)
     tokens = {site: _tokens(patcher, site, latent) for site in sites}
-    field = 4.0 * frames * sum(tokens.values()) * steps
+    field = 2.0 * frames * sum(n * _index_bytes(n) for n in tokens.values()) * steps
     if not injects:
         return field, 0.0, 0.0
     chosen = injection_sites(sites)
     width = {site: _width(patcher, site) for site in chosen}
+    pictures = frames + key_frames  # the key frames' own pass is kept too
     features = (
-        float(frames * tokens[chosen[0]] * width[chosen[0]] * item * steps) if chosen else 0.0
+        float(pictures * tokens[chosen[0]] * width[chosen[0]] * item * steps) if chosen else 0.0
     )
     queries = 2.0 * key_frames * sum(tokens[s] * width[s] for s in chosen) * item * steps
     return field, features, queries
@@ -86,7 +89,13 @@ def field_bytes(patcher: Any, clean: Tensor, steps: int) -> float:
     Two neighbours, each with an index (2 or 4 bytes) and a float16 similarity.
     """
     counts = [_tokens(patcher, site, clean) for site in sites_of(patcher)]
-    return sum(2.0 * count * (4 if count <= 32768 else 6) for count in counts) * len(clean) * steps
+    each = sum(2.0 * count * (_index_bytes(count) + 2) for count in counts)
+    return each * len(clean) * steps
+
+
+def _index_bytes(tokens: int) -> int:
+    """Of one token index at rest (see `compact`)."""
+    return 2 if tokens <= 32768 else 4
 
 
 def _tokens(patcher: Any, site: Site, latent: Tensor) -> int:

@@ -229,7 +229,7 @@ def warped(
         return replace(guidance, warp=FieldWarp(nn_field))
     if source_frames is None:
         return guidance
-    targets = guidance.sources(len(source_frames))
+    guidance.check_anchor(len(source_frames))
     if not bool(torch.isfinite(source_frames).all()):
         raise ValueError(
             f"{guidance.name}: 'source_frames' hold NaN or infinity. Check the node that made them."
@@ -241,6 +241,7 @@ def warped(
         )
     tick = progress(len(source_frames))
     done = iter(range(1, len(source_frames) + 1))
+    targets = guidance.sources(len(source_frames))
     flow = flow_between(source_frames, targets, lambda: tick(next(done)))
     return replace(guidance, warp=flow)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,20 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..inversion import CONVENTIONS, final_sigma, invert
-from ..latent_guidance import LatentGuidance
+from .. import storage
+from ..inversion import final_sigma, invert
 from ..protocol import Pass, run_in_parts
-from ..session import source_of
 from ..types import Inversion, digest
-from .attach import edits_of
+from .attach import declared_rows, edits_of
 from .call import ModelCall, Room
-from .model import describe, fingerprint, format_name, require_supported
+from .content_keys import model_key
+from .inversion_request import InversionRequest, check_request, levels, saved_levels
+from .model import fingerprint, format_name
 from .notices import say
-from .paths import cache_folder, trim_cache
+from .paths import cache_folder, cache_limit, mark_used, trim_cache
 
-NODE = "Invert Video"
 KEY = "reweave_inversion"
 W = comfy.patcher_extension.WrappersMP
-
-
-@dataclass(frozen=True)
-class InversionRequest:
-    """What Invert Video was asked for."""
-
-    steps: int = 50
-    """Levels that the inversion visits (50, 500 or 1000 are usual)."""
-    saved_steps: int = 50
-    """Levels that are kept, for an edit of so many steps."""
-    convention: str = "target"
-    half: bool = True
-    """Keep the latents in float16."""
-    frames_per_pass: int = 16
 
 
 class InversionSampler(comfy.samplers.Sampler):
@@ -138,14 +124,14 @@ def invert_clip(
     Args:
         patcher: MODEL. positive: CONDITIONING. latent: LATENT with samples [F,C,h,w].
 
-    Raises: ValueError for unsupported models, edits or settings.
+    Raises: ValueError for unsupported models, edits, conditionings or settings.
     """
     samples = latent["samples"]
-    check_request(patcher, samples, request)
+    check_request(patcher, positive, samples, request)
     sampling = patcher.get_model_object("model_sampling")
     sigmas = levels(sampling, request.steps)
     saved = saved_levels(sampling, request, sigmas)
-    key = cache_key(patcher, positive, samples, request)
+    key = cache_key(patcher, positive, samples, request, sigmas)
     path = cache_folder() / "inversions" / f"{key}.safetensors" if key else None
     found = _from_cache(path)
     if found is not None:
@@ -154,7 +140,9 @@ def invert_clip(
     plan = len(saved) * samples.numel() * (2 if request.half else 4) / 1e6
     say(f"inverting {len(samples)} frames in {len(sigmas)} steps; keeps {plan:.0f} MB")
     inversion = _run(patcher, positive, samples, request, sigmas, saved)
-    if path is not None:
+    if path is not None and 1e6 * plan > cache_limit():
+        say("the inversion is not cached: it is larger than the cache (REWEAVE_CACHE_GIGABYTES)")
+    elif path is not None:
         try:
             inversion.save(path)
             trim_cache(keep=path)
@@ -170,83 +158,25 @@ def _from_cache(path: Path | None) -> Inversion | None:
     try:
         found = Inversion.load(path)
     except ValueError:
-        path.unlink(missing_ok=True)
+        storage.discard(path)
         return None
-    path.touch()
+    mark_used(path)
     return found
 
 
-def check_request(patcher: Any, samples: Tensor, request: InversionRequest) -> None:
-    """Raises: ValueError for what cannot be inverted."""
-    require_supported(patcher, NODE)
-    fed = [
-        edit.name
-        for edit in edits_of(patcher)
-        if source_of(edit) is not None or isinstance(edit, LatentGuidance)
-    ]
-    if fed:
-        raise ValueError(
-            f"{NODE}: this MODEL carries {' and '.join(fed)}, which acts on an edit, not on the "
-            "source. "
-            f"Connect the MODEL from before {fed[0]}."
-        )
-    if samples.ndim != 4:
-        raise ValueError(
-            f"{NODE}: expected image latents [frames, channels, h, w], got {samples.ndim} "
-            "dimensions. Encode the frames with a VAE Encode of an image model."
-        )
-    if not bool(torch.isfinite(samples).all()):
-        raise ValueError(f"{NODE}: the latents hold NaN or infinity. Try --fp32-vae.")
-    if request.convention not in CONVENTIONS:
-        raise ValueError(
-            f"{NODE}: expected 'evaluation' to be one of {', '.join(CONVENTIONS)}; got "
-            f"{request.convention!r}. Choose one of these in the node's list."
-        )
-
-
-def levels(sampling: Any, steps: int) -> list[float]:
-    """Ascending sigmas of ddim_uniform with `steps` steps, without 0."""
-    table = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
-    return [float(sigma) for sigma in table.flip(0) if float(sigma) > 0]
-
-
-def saved_levels(sampling: Any, request: InversionRequest, sigmas: list[float]) -> list[int]:
-    """Numbers of the levels that an edit of `saved_steps` steps visits.
-
-    Raises: ValueError when the inversion does not pass them all.
-    """
-    wanted = levels(sampling, min(request.saved_steps, request.steps))
-    near = [min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - sigma)) for sigma in wanted]
-    if any(abs(sigmas[i] - s) > 1e-3 * s for i, s in zip(near, wanted, strict=True)):
-        raise ValueError(
-            f"{NODE}: an inversion of {request.steps} steps does not pass the levels of an edit "
-            f"of {request.saved_steps} steps. Choose steps as a multiple of saved_steps "
-            "(50, 500 or 1000 with 50 saved steps)."
-        )
-    return near
-
-
 def cache_key(
-    patcher: Any, positive: list, samples: Tensor, request: InversionRequest
+    patcher: Any,
+    positive: list,
+    samples: Tensor,
+    request: InversionRequest,
+    sigmas: list[float],
 ) -> str | None:
     """Content key, or None where something acts that has no content hash (ControlNet, hooks)."""
-    parts: list[Tensor | str] = [samples.float(), str(fingerprint(patcher)), describe(patcher)]
-    if not fingerprint(patcher).base or edits_of(patcher):
+    key = model_key(patcher, positive)
+    if key is None:
         return None
-    options = patcher.model_options.get("transformer_options", {})
-    if options.get("patches") or options.get("patches_replace") or patcher.wrappers:
-        return None
-    for embedding, settings in positive:
-        parts.append(embedding)
-        for name, value in sorted(settings.items()):
-            if isinstance(value, Tensor):
-                parts.append(value)
-            elif value is None or isinstance(value, str | int | float | bool | tuple):
-                parts.append(f"{name}={value}")
-            else:
-                return None
     whole = replace(request, frames_per_pass=0)
-    return digest(*parts, str(whole), str(patcher.model_dtype()), patcher.load_device.type)
+    return digest(key, samples.float(), torch.tensor(sigmas), str(whole))
 
 
 def _run(
@@ -259,8 +189,12 @@ def _run(
 ) -> Inversion:
     sampling = patcher.get_model_object("model_sampling")
     clone = patcher.clone()
-    recorder = Recorder(request.frames_per_pass, plain=not edits_of(patcher))
+    plain = not edits_of(patcher)
+    recorder = Recorder(request.frames_per_pass, plain)
     clone.add_wrapper_with_key(W.APPLY_MODEL, KEY, recorder)
+    if plain:  # edits declare their own passes
+        declaring = declared_rows(request.frames_per_pass)
+        clone.add_wrapper_with_key(W.PREPARE_SAMPLING, KEY, declaring)
     guider = comfy.samplers.CFGGuider(clone)
     guider.inner_set_conds({"positive": positive})
     guider.set_cfg(1.0)

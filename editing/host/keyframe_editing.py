@@ -35,7 +35,7 @@ from .content_keys import control_key, model_key, vae_key
 from .drawing import Tools, decode, encode, latent_shape, outlines, sample, schedules
 from .model import require_supported
 from .notices import say, warn
-from .paths import cache_folder, trim_cache
+from .paths import cache_folder, mark_used, trim_cache
 
 NODE = "Edit Key Frames"
 KIND = "edited key frame"
@@ -214,9 +214,9 @@ def _from_cache(path: Path | None) -> Tensor | None:
     try:
         found = storage.load(path, KIND)[0]["picture"]
     except (ValueError, KeyError):
-        path.unlink(missing_ok=True)
+        storage.discard(path)
         return None
-    path.touch()
+    mark_used(path)
     return found
 
 

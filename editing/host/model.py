@@ -106,26 +106,44 @@ def format_name(patcher: Any) -> str:
     return type(patcher.get_model_object("latent_format")).__name__
 
 
+def sampling_parts(patcher: Any) -> list[Tensor | str]:
+    """What decides how the network is asked and its answers are read: for `digest`.
+
+    ModelSampling nodes exchange it; their classes all have one name and differ in their bases.
+    """
+    sampling = patcher.get_model_object("model_sampling")
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in type(sampling).__mro__]
+    plain = {
+        name: value
+        for name, value in sorted(vars(sampling).items())
+        if isinstance(value, bool | int | float | str) and name != "training"
+    }
+    return [str(bases), str(plain), sampling.sigmas.float()]
+
+
 def fingerprint(patcher: Any) -> Fingerprint:
     """Identity of the base weights and of the patches on them.
 
     Base weights are read from the patcher's backup where a LoRA is applied in place.
     """
-    return Fingerprint(_base_hash(patcher), _patches_hash(patcher))
-
-
-def _base_hash(patcher: Any) -> str:
     weights = dict(unet_of(patcher).named_parameters())
     backups = getattr(patcher, "backup", {})
     for name in PROBED:
         backup = backups.get(f"diffusion_model.{name}")
         if backup is not None:
             weights[name] = backup.weight
-    return base_hash(weights)
+    return weights_fingerprint(weights, _patches_hash(patcher))
+
+
+def weights_fingerprint(weights: Mapping[str, Tensor], patches: str = "") -> Fingerprint:
+    """Identity of a checkpoint, from its UNet's weights."""
+    dtypes = {str(weights[name].dtype) for name in PROBED if name in weights}
+    precision = "/".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes))
+    return Fingerprint(base_hash(weights), patches, precision)
 
 
 def base_hash(weights: Mapping[str, Tensor]) -> str:
-    """Identity of a checkpoint, from its UNet's weights; empty when they cannot be read."""
+    """Hash of a checkpoint, from its UNet's weights; empty when they cannot be read."""
     value = hashlib.sha256()
     for name in PROBED:
         weight = weights.get(name)
@@ -141,13 +159,30 @@ def _patches_hash(patcher: Any) -> str:
     value = hashlib.sha256()
     for key in sorted(patcher.patches):
         value.update(str(key).encode())
-        for strength, adapter, strength_model, *_ in patcher.patches[key]:
-            value.update(f"{strength}/{strength_model}".encode())
-            weights = getattr(adapter, "weights", adapter)
-            for part in weights if isinstance(weights, list | tuple) else [weights]:
-                if isinstance(part, Tensor):
-                    value.update(_bytes(part.flatten()[:64]))
+        _feed(value, patcher.patches[key])
     return value.hexdigest()[:16]
+
+
+def _feed(value: Any, part: Any) -> None:
+    """Adds a part of a weight patch to a hash: strengths, kinds and tensors, however deep they lie.
+
+    A LoRA is an adapter with factors and a scale, a LoCon diff ("diff", (weight,)), and a merge
+    [(weight, function), *that model's own patches].
+    """
+    if isinstance(part, Tensor):
+        value.update(str(tuple(part.shape)).encode())
+        value.update(b"" if part.is_meta else _bytes(part.flatten()[:64]))
+    elif isinstance(part, list | tuple):
+        value.update(f"{len(part)}(".encode())
+        for inner in part:
+            _feed(value, inner)
+    elif isinstance(part, dict):
+        _feed(value, sorted(part.items()))
+    elif part is None or isinstance(part, bool | int | float | str):
+        value.update(f"{part!r},".encode())
+    else:  # an adapter, or a function, which has no content of its own that could be read
+        value.update(type(part).__name__.encode())
+        _feed(value, getattr(part, "weights", None))
 
 
 def _bytes(weight: Tensor) -> bytes:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
+
+from ..storage import discard
 
 CACHE_GIGABYTES = 8.0
 """Size of the cache at which its oldest parts are dropped; REWEAVE_CACHE_GIGABYTES overrides."""
@@ -57,34 +61,51 @@ def resolve_file(kind: str, name: str, node: str, existing: bool) -> Path:
     )
 
 
-def cache_limit() -> int:
+def cache_limit() -> float:
     """Bytes that the cache may hold."""
     try:
         gigabytes = float(os.environ.get("REWEAVE_CACHE_GIGABYTES", CACHE_GIGABYTES))
     except ValueError:
         gigabytes = CACHE_GIGABYTES
-    return int(gigabytes * 1e9)
+    return 1e9 * (CACHE_GIGABYTES if math.isnan(gigabytes) else gigabytes)
 
 
-def trim_cache(keep: Path | None = None) -> None:
-    """Drops the parts used longest ago until the cache fits; `keep` stays."""
-    root = cache_folder()
-    if not root.is_dir():
-        return
-    entries = [path for path in root.glob("*/*") if path != keep]
-    sized = [(path.stat().st_mtime, _size(path), path) for path in entries]
-    total = sum(size for _, size, _ in sized) + (_size(keep) if keep and keep.exists() else 0)
+def mark_used(path: Path) -> None:
+    """Puts a part of the cache last in the order in which parts are dropped."""
+    with suppress(OSError):  # it is not there yet, or another program holds it: as it was
+        os.utime(path)
+
+
+def trim_cache(keep: Path | None = None, planned: float = 0.0) -> None:
+    """Drops the parts used longest ago until the cache fits; `keep` stays.
+
+    Args:
+        planned: bytes that `keep` will have grown to; room is made for them now.
+    """
+    entries = [path for path in cache_folder().glob("*/*") if path != keep]
+    sized = [(_used(path), _size(path), path) for path in entries]
+    total = sum(size for _, size, _ in sized) + max(_size(keep) if keep else 0, planned)
     for _, size, path in sorted(sized, key=lambda entry: entry[0]):
         if total <= cache_limit():
             return
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
-        total -= size
+            discard(path)
+        total -= size - _size(path)  # what is in use (Windows) stays, and the next one goes
+
+
+def _used(path: Path) -> float:
+    """When a part was last used; 0 where it has just gone (a second ComfyUI trims as well)."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    """Bytes of a file or of all files in a folder; 0 where there is nothing."""
+    total = 0
+    for part in [path, *path.rglob("*")]:
+        with suppress(OSError):
+            total += part.stat().st_size if part.is_file() else 0
+    return total

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..temporal_unet.payload import TemporalUNet
 from ..temporal_unet.plan import Architecture
 from ..temporal_unet.published_files import NAMES, load_published
-from ..types import Fingerprint
 from .files import file_stamp, load_payload
-from .model import base_hash
+from .model import weights_fingerprint
 from .notices import say
 from .paths import files_folder, input_folder, list_files
 
@@ -51,13 +52,14 @@ def load_temporal(name: str, layout: str) -> TemporalUNet:
         raise ValueError(f"{NODE}: {error}") from error
     say(f"{name}: a published TCVE network; its own frame count is unknown, clips run in one piece")
     return TemporalUNet(
-        weights={key: value.half() for key, value in found.weights.items()},
+        # copies: what is read from safetensors keeps the file mapped, which Windows does not like
+        weights={k: v.to(torch.float16, copy=True) for k, v in found.weights.items()},
         plan=found.plan,
         architecture=Architecture("published", layout),
         frames=0,
         adds_to_queries=False,
         steps=UNKNOWN_STEPS,
-        fingerprint=Fingerprint(base_hash(found.probes)),
+        fingerprint=weights_fingerprint(found.probes),
     )
 
 
@@ -75,17 +77,25 @@ def _folders() -> dict[str, Path]:
 def prompt_text(graph: dict[str, Any] | None, node: str | None, socket: str) -> str:
     """The text behind a CONDITIONING input, from the queued graph; empty where there is none.
 
-    Follows links upwards from `socket` of `node` to the first input called text.
+    Follows links upwards from `socket` of `node` to the first input called text. A node with an
+    input of the socket's own name (ControlNet Apply) passes it on beside others: only that one is
+    followed there.
     """
     entry = (graph or {}).get(node or "", {})
     waiting, seen = [entry.get("inputs", {}).get(socket)], set()
     while waiting:
         link = waiting.pop(0)
-        if not (isinstance(link, list) and len(link) == 2) or link[0] in seen:
+        if not is_link(link) or link[0] in seen:
             continue
         seen.add(link[0])
         inputs = (graph or {}).get(link[0], {}).get("inputs", {})
         if isinstance(inputs.get("text"), str):
             return inputs["text"]
-        waiting += inputs.values()
+        own = inputs.get(socket)
+        waiting += [own] if is_link(own) else inputs.values()
     return ""
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input of a queued graph comes from another node."""
+    return isinstance(value, list) and len(value) == 2

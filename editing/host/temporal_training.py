@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import comfy.ldm.modules.attention as comfy_attention
-import comfy.model_base
 import comfy.model_management
+import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
@@ -21,9 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checks import check_memory, check_range
+from ..storage import discard
 from ..temporal_unet.curve import loss_curve
 from ..temporal_unet.memory import memory_plan
-from ..temporal_unet.network import TemporalNetwork, adopt_queries, checkpointed, fresh_network
+from ..temporal_unet.network import TemporalNetwork, adopt_queries, fresh_network
 from ..temporal_unet.payload import TemporalUNet, at_rest
 from ..temporal_unet.plan import Architecture, read_plan, transformer_blocks
 from ..temporal_unet.snapshot import resume_from, save_snapshot, snapshot_key
@@ -32,6 +29,14 @@ from .attach import edits_of
 from .model import describe, fingerprint, require_supported, unet_of
 from .notices import say
 from .paths import cache_folder, cache_limit, trim_cache
+from .temporal_copy import (
+    checkpoint_blocks,
+    precision_of,
+    predictor,
+    private_unet,
+    resident_bytes,
+    weights_key,
+)
 from .temporal_unet import KEY
 
 NODE = "Train Temporal UNet"
@@ -63,38 +68,20 @@ def train_temporal(
     Raises: ValueError for what cannot be trained; what interrupts the queue passes through, with
         a snapshot from which the next run goes on.
     """
-    check_request(patcher, latent["samples"], request)
-    device = patcher.load_device
+    samples = latent["samples"]
+    check_request(patcher, samples, request)
+    frozen, half = precision_of(patcher)
+    announce(patcher, samples, request, frozen, half)
     # a node runs in inference mode, whose tensors cannot take part in a backward pass
     with torch.inference_mode(False), torch.enable_grad():
-        latents = patcher.model.process_latent_in(latent["samples"].clone().float())
-        told = conditioning_of(patcher, positive, latents)
-        unet, half = private_unet(patcher, device)
-        plan = read_plan(unet)
-        net = fresh_network(plan, request.architecture, request.settings.training_seed)
-        adopt_queries(net, unet)
-        announce(net, unet, latents, request, half)
-        if request.settings.checkpointing:
-            checkpoint_blocks(unet)
-        trainer = Trainer(
-            net.to(device),
-            unet,
-            predictor(unet, told, device),
-            latents.to(device),
-            alphas_of(patcher),
-            request.settings,
-            predicts_v=patcher.model.model_type == comfy.model_base.ModelType.V_PREDICTION,
-            half=half,
-        )
-        model = f"{fingerprint(patcher)}/{describe(patcher)}/{half}/{device.type}"
-        key = snapshot_key(latents, told, model, plan, request.architecture, request.settings)
+        trainer, key = prepared(patcher, positive, samples, request, frozen, half)
         run_training(trainer, cache_folder() / "training" / f"{key}.safetensors", request)
-        weights = at_rest(trainer.net, own_queries(unet, request.architecture))
+        weights = at_rest(trainer.net, own_queries(trainer.unet, request.architecture))
     return TemporalUNet(
         weights=weights,
-        plan=plan,
+        plan=trainer.net.plan,
         architecture=request.architecture,
-        frames=len(latents),
+        frames=len(samples),
         adds_to_queries=request.architecture.published,
         prompt=request.prompt,
         losses=tuple(trainer.losses),
@@ -103,6 +90,39 @@ def train_temporal(
         training_seed=request.settings.training_seed,
         fingerprint=fingerprint(patcher),
     )
+
+
+def prepared(
+    patcher: Any,
+    positive: list,
+    samples: Tensor,
+    request: TrainingRequest,
+    frozen: torch.dtype,
+    half: torch.dtype | None,
+) -> tuple[Trainer, str]:
+    """An untrained network beside the private copy, and the key of its training's snapshot."""
+    device, settings = patcher.load_device, request.settings
+    latents = patcher.model.process_latent_in(samples.clone().float())
+    told = conditioning_of(patcher, positive, latents)
+    alphas, predicts_v = schedule_of(patcher)
+    unet = private_unet(patcher, frozen)
+    net = fresh_network(read_plan(unet), request.architecture, settings.training_seed)
+    adopt_queries(net, unet)
+    computes = f"{describe(patcher)}/{frozen}/{half}/{device.type}/{predicts_v}"
+    key = snapshot_key(
+        latents,
+        told | {"alphas": alphas},
+        f"{weights_key(unet)}/{computes}",
+        net.plan,
+        request.architecture,
+        settings,
+    )
+    if settings.checkpointing:
+        checkpoint_blocks(unet)
+    predict = predictor(unet, told, device)
+    latents = latents.to(device)
+    trainer = Trainer(net.to(device), unet, predict, latents, alphas, settings, predicts_v, half)
+    return trainer, key
 
 
 def check_request(patcher: Any, samples: Tensor, request: TrainingRequest) -> None:
@@ -123,6 +143,7 @@ def check_request(patcher: Any, samples: Tensor, request: TrainingRequest) -> No
         )
     if not bool(torch.isfinite(samples).all()):
         raise ValueError(f"{NODE}: the latents hold NaN or infinity. Try --fp32-vae.")
+    check_channels(patcher, samples)
     check_range(NODE, "steps", request.settings.steps, 1)
     if not 0 < request.settings.learning_rate <= 1:
         raise ValueError(
@@ -136,22 +157,46 @@ def check_request(patcher: Any, samples: Tensor, request: TrainingRequest) -> No
         )
 
 
+def check_channels(patcher: Any, samples: Tensor) -> None:
+    """Raises: ValueError when the UNet takes more or other channels than the clip has."""
+    came = samples.shape[1]
+    own = patcher.get_model_object("latent_format").latent_channels
+    takes = unet_of(patcher).in_channels
+    if came != own:
+        raise ValueError(
+            f"{NODE}: expected latents of {own} channels, which this {describe(patcher)} model "
+            f"has, got {came}. Encode the clip with the VAE of this checkpoint."
+        )
+    if takes != own:
+        raise ValueError(
+            f"{NODE}: expected a UNet that takes the {own} channels of the latents, this "
+            f"{describe(patcher)} model's takes {takes} (an inpainting model, or one that is "
+            "given a picture). Load the plain checkpoint of the same family."
+        )
+
+
 def announce(
-    net: TemporalNetwork,
-    unet: nn.Module,
-    latents: Tensor,
+    patcher: Any,
+    samples: Tensor,
     request: TrainingRequest,
+    frozen: torch.dtype,
     half: torch.dtype | None,
 ) -> None:
-    """Shows the memory plan, and what happens to an awkward frame count.
+    """Shows the memory plan, and what happens to an awkward frame count; loads nothing.
 
     Raises: ValueError when the plan is above the limit.
     """
-    frames, multiple = len(latents), net.plan.multiple
-    frozen = float(sum(weight.nbytes for weight in unet.parameters()))
+    with torch.device("meta"):
+        net = TemporalNetwork(read_plan(unet_of(patcher)), request.architecture)
+    frames, multiple = len(samples), net.plan.multiple
     checkpointing = request.settings.checkpointing
-    size = (frames, latents.shape[-2], latents.shape[-1])
-    plan = memory_plan(net, frozen, size, checkpointing, half.itemsize if half else 4)
+    plan = memory_plan(
+        net,
+        resident_bytes(patcher, frozen),
+        (frames, samples.shape[-2], samples.shape[-1]),
+        checkpointing,
+        half.itemsize if half else 4,
+    )
     knob = "Use fewer or smaller frames"
     if not checkpointing:
         knob = "Switch 'gradient_checkpointing' on, use fewer or smaller frames"
@@ -174,61 +219,12 @@ def conditioning_of(patcher: Any, positive: list, latents: Tensor) -> dict[str, 
     return {name: value.detach().clone() for name, value in told.items()}
 
 
-def private_unet(patcher: Any, device: torch.device) -> tuple[nn.Module, torch.dtype | None]:
-    """A frozen copy of the UNet with its LoRAs, and the precision to compute in.
-
-    Half precision where the device has bfloat16, else float32.
-    """
-    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-    with torch.no_grad():
-        unet = copy.deepcopy(unet_of(patcher)).requires_grad_(False).eval()
-    comfy.model_management.unload_all_models()
-    half = None
-    if device.type == "cuda" and comfy.model_management.should_use_bf16(device):
-        half = torch.bfloat16
-    stored = next(unet.parameters()).dtype
-    keep = half is not None and stored in (torch.float16, torch.bfloat16)
-    return unet.to(device, stored if keep else half or torch.float32), half
-
-
-def checkpoint_blocks(unet: nn.Module) -> None:
-    """Lets the private copy's blocks compute their activations again in the backward pass."""
-    for module in unet.modules():
-        if type(module).__name__ in ("ResBlock", "SpatialTransformer"):
-            plain = module.forward
-            module.forward = _again(plain)
-
-
-def _again(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def forward(*inputs: Any) -> Tensor:
-        return checkpointed(plain, *inputs)
-
-    return forward
-
-
-def predictor(
-    unet: nn.Module, told: dict[str, Tensor], device: torch.device
-) -> Callable[[Tensor, int], Tensor]:
-    """Calls the private UNet on all frames with the clip's own prompt."""
-
-    def attention(_chosen: Callable, *args: Any, **options: Any) -> Tensor:
-        # kernels for inference may have no gradient
-        return comfy_attention.attention_pytorch(*args, **options)
-
-    def predict(noisy: Tensor, timestep: int) -> Tensor:
-        frames = len(noisy)
-        rows = {n: value.to(noisy).expand(frames, *value.shape) for n, value in told.items()}
-        steps = torch.full((frames,), float(timestep), device=device)
-        options = {"optimized_attention_override": attention}
-        return unet(noisy, steps, transformer_options=options, **rows)
-
-    return predict
-
-
-def alphas_of(patcher: Any) -> Tensor:
-    """[T] signal power of every timestep: 1 / (1 + sigma^2)."""
-    sigmas = patcher.get_model_object("model_sampling").sigmas
-    return (1 / (1 + sigmas.double() ** 2)).float().cpu().clone()
+def schedule_of(patcher: Any) -> tuple[Tensor, bool]:
+    """[T] signal power of every timestep, 1 / (1 + sigma^2), and whether v is predicted."""
+    sampling = patcher.get_model_object("model_sampling")
+    sigmas = sampling.sigmas.cpu().double()  # on the CPU: Apple's GPUs have no float64
+    alphas = (1 / (1 + sigmas**2)).float().clone()
+    return alphas, isinstance(sampling, comfy.model_sampling.V_PREDICTION)
 
 
 def own_queries(unet: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
@@ -247,7 +243,7 @@ def run_training(trainer: Trainer, path: Path, request: TrainingRequest) -> None
     if resume_from(path, trainer):
         say(f"{NODE}: goes on from step {trainer.done} of an earlier run")
     bar, shown = comfy.utils.ProgressBar(steps), 0.0
-    saved = trainer.done
+    tried = trainer.done
     try:
         while trainer.done < steps:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -257,13 +253,20 @@ def run_training(trainer: Trainer, path: Path, request: TrainingRequest) -> None
                 preview, shown = picture_of(trainer.losses, steps), time.monotonic()
             bar.update_absolute(trainer.done, steps, preview)
             if request.snapshot_every and trainer.done % request.snapshot_every == 0:
-                save_snapshot(path, trainer)
-                saved = trainer.done
+                tried = trainer.done
+                put_on_disk(trainer, path)
     finally:
-        if saved < trainer.done:
-            with suppress(ValueError):  # a full disk must not hide what stopped the training
-                save_snapshot(path, trainer)
+        if tried < trainer.done:
+            put_on_disk(trainer, path)
         keep_snapshot(path)
+
+
+def put_on_disk(trainer: Trainer, path: Path) -> None:
+    """Saves a snapshot; a full disk costs the snapshot, not the training."""
+    try:
+        save_snapshot(path, trainer)
+    except ValueError as error:
+        say(str(error))
 
 
 def picture_of(losses: list[float], steps: int) -> tuple[str, Image.Image, int]:
@@ -275,5 +278,5 @@ def picture_of(losses: list[float], steps: int) -> tuple[str, Image.Image, int]:
 def keep_snapshot(path: Path) -> None:
     """Leaves room in the cache: a snapshot that would fill it is dropped, the oldest parts too."""
     if path.is_file() and path.stat().st_size > cache_limit():
-        path.unlink()
+        discard(path)
     trim_cache(keep=path)

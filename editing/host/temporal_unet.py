@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import comfy.model_patcher
@@ -17,7 +18,7 @@ from ..temporal_unet.features import Features
 from ..temporal_unet.joining import Joint, joined
 from ..temporal_unet.network import TemporalNetwork
 from ..temporal_unet.payload import TemporalUNet
-from ..temporal_unet.plan import Plan, read_plan
+from ..temporal_unet.plan import Part, Plan, read_plan
 from .call import CLIP, WHOLE_CLIP
 from .model import describe, fingerprint, is_compiled, require_supported, unet_of
 from .notices import say
@@ -79,15 +80,21 @@ def own_patcher(patcher: Any, payload: TemporalUNet) -> Any:
 
 def check_fit(patcher: Any, payload: TemporalUNet) -> None:
     """Raises: ValueError when the image model is not the one of the training."""
-    trained, here = payload.plan, read_plan(unet_of(patcher))
-    if not same_shape(trained, here, payload.architecture.published):
+    other = difference(payload.plan, read_plan(unet_of(patcher)), payload.architecture.published)
+    if other is not None:
+        part, trained, here = other
         raise ValueError(
-            f"{NODE}: the temporal UNet was trained beside a UNet of other channels "
-            f"({channels(trained)}) than this {describe(patcher)} model's ({channels(here)}). "
-            "Load the checkpoint that it was trained with."
+            f"{NODE}: the temporal UNet was trained beside a UNet with other {part} ({trained}) "
+            f"than this {describe(patcher)} model's ({here}). Load the checkpoint that it was "
+            "trained with."
         )
     base, now = payload.fingerprint, fingerprint(patcher)
-    if base.base and now.base and base.base != now.base:
+    if now.other_base(base) and now.other_rounding(base):
+        say(
+            f"{NODE}: trained beside {base.dtype} weights, this MODEL's are {now.dtype}; whether "
+            "they are one checkpoint cannot be told"
+        )
+    elif now.other_base(base):
         raise ValueError(
             f"{NODE}: the temporal UNet was trained beside another checkpoint of the same kind "
             f"(base weights {base.base[:8]}, this MODEL {now.base[:8]}). Load the checkpoint that "
@@ -97,19 +104,36 @@ def check_fit(patcher: Any, payload: TemporalUNet) -> None:
         say(f"{NODE}: trained with other LoRAs than this MODEL has; expect small differences")
 
 
-def same_shape(one: Plan, other: Plan, with_transformers: bool) -> bool:
-    """Whether a network of one plan fits beside a UNet of the other."""
+PARTS = {
+    "latent": "input channels",
+    "width": "channels of the first convolution",
+    "encoder": "channels of the encoder",
+    "middle": "channels of the middle block",
+    "decoder": "channels of the decoder",
+}
 
-    def parts(plan: Plan) -> tuple:
-        widths = [(t.name, t.width) for t in plan.transformers] if with_transformers else []
-        return plan.latent, plan.width, plan.encoder, plan.middle, plan.decoder, widths
 
-    return parts(one) == parts(other)
+def difference(
+    trained: Plan, here: Plan, with_transformers: bool
+) -> tuple[str, str | int, str | int] | None:
+    """The first part in which two UNets differ, as each has it; None = the network fits both."""
+    for name, part in PARTS.items():
+        one, other = getattr(trained, name), getattr(here, name)
+        if one != other and isinstance(one, tuple):
+            return part, channels(one), channels(other)
+        if one != other:
+            return part, one, other
+    pairs = zip_longest(trained.transformers, here.transformers) if with_transformers else ()
+    for one, other in pairs:
+        texts = ["none" if t is None else f"{t.name}: {t.width}" for t in (one, other)]
+        if texts[0] != texts[1]:
+            return "transformer blocks", texts[0], texts[1]
+    return None
 
 
-def channels(plan: Plan) -> str:
-    """For messages: the encoder's channels, in order."""
-    return "-".join(dict.fromkeys(str(part.outputs) for part in plan.encoder))
+def channels(parts: tuple[Part, ...]) -> str:
+    """For messages: channels of the blocks and places of the resamplers, in order."""
+    return "-".join(str(part.outputs) if part.kind == "unit" else part.kind for part in parts)
 
 
 class TemporalRun:

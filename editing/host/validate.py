@@ -90,10 +90,12 @@ def check_sampler(names: str, sampler: Any) -> None:
 
 def check_conditioning(names: str, conds: dict[str, list], options: dict[str, Any]) -> None:
     """Refuses what cuts a clip into areas or windows."""
-    if any("area" in cond for group in conds.values() for cond in group or []):
+    told = [cond for group in conds.values() for cond in group or []]
+    # ComfyUI makes an area of mask bounds only once sampling has begun
+    if any("area" in cond or cond.get("set_area_to_bounds") for cond in told):
         raise ValueError(
-            f"{names}: area conditioning (Conditioning Set Area) is not supported yet. "
-            "Use a MASK on the Reweave node instead."
+            f"{names}: area conditioning (Conditioning Set Area, or Conditioning Set Mask with "
+            "mask bounds) is not supported yet. Use a MASK on the Reweave node instead."
         )
     if options.get("context_handler") is not None:
         raise ValueError(
@@ -123,7 +125,13 @@ def check_same_clip(names: str, patcher: Any, inversion: Inversion, noise: Tenso
             f"uses {format_name(patcher)}. Load the checkpoint that inverted the clip."
         )
     now, then = fingerprint(patcher), inversion.fingerprint
-    if now.base and then.base and now.base != then.base:
+    if now.other_base(then) and now.other_rounding(then):
+        warn(
+            f"this MODEL's weights are {now.dtype}, those that inverted the clip {then.dtype}: it "
+            "cannot be told whether they are one checkpoint; the edit works, the structure may "
+            "drift"
+        )
+    elif now.other_base(then):
         raise ValueError(
             f"{names}: this MODEL's base weights differ from those that inverted the clip "
             f"({now.base[:8]} and {then.base[:8]}). Load the same checkpoint, or run Invert Video "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import comfy.model_management
@@ -62,9 +62,10 @@ def write_clips(
 
 
 def check_prefix(prefix: str) -> None:
-    """Raises: ValueError when a prefix names no file below ComfyUI's own folder."""
-    place = PurePath(prefix)
-    if not place.name or place.is_absolute() or ".." in place.parts:
+    """Raises: ValueError when a prefix names no file below ComfyUI's own folder, on any system: a
+    workflow travels between them."""
+    places = (PurePosixPath(prefix), PureWindowsPath(prefix))  # the second knows C:x and \x too
+    if any(not place.name or place.anchor or ".." in place.parts for place in places):
         raise ValueError(
             f"Compare Videos: expected 'filename_prefix' to be a name, with folders if you like "
             f"(reweave/compare), got {prefix!r}. Leave out '..' and drives."

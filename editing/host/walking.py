@@ -11,13 +11,16 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..protocol import Pass, run_in_parts
 from ..types import Inversion, Position
-from .attach import KEY, W
-from .call import ModelCall, per_frame
+from .attach import KEY, W, declared_rows
+from .call import ModelCall, Room, per_frame
 from .model import feature_layers, latent_format, require_supported, sites_of
 from .validate import check_same_clip
 
 Visit = Callable[[int, ModelCall], None]
+FRAMES_PER_PASS = 16
+"""Frames of a clip that is played back in one call: what Invert Video takes by default."""
 
 
 class WalkSampler(comfy.samplers.Sampler):
@@ -47,16 +50,25 @@ class WalkSampler(comfy.samplers.Sampler):
 
 
 def walk_source(
-    patcher: Any, inversion: Inversion, steps: Sequence[int], visit: Visit, node: str
+    patcher: Any,
+    inversion: Inversion,
+    steps: Sequence[int],
+    visit: Visit,
+    node: str,
+    frames_per_pass: int = 0,
 ) -> None:
     """Calls `visit(step, call)` at each step, where `call.run` takes source passes.
+
+    Args:
+        frames_per_pass: most frames that `visit` runs at once, for ComfyUI's plan of the memory
+            (0 = all).
 
     Raises: ValueError when the model is not the one that inverted the clip.
     """
     require_supported(patcher, node)
     check_same_clip(node, patcher, inversion, inversion.clean)
     places = {float(inversion.sigmas[step]): step for step in steps}
-    sites, layers = sites_of(patcher), feature_layers(patcher)
+    sites, layers, room = sites_of(patcher), feature_layers(patcher), Room()
 
     def apply_model(
         executor: Callable,
@@ -71,12 +83,12 @@ def walk_source(
         options = transformer_options or {}
         call = ModelCall(
             executor, x, t, c_concat, c_crossattn, control, options, extra,
-            sites, layers, inversion,
+            sites, layers, inversion, room,
         )  # fmt: skip
         visit(places[min(places, key=lambda sigma: abs(sigma - call.sigma))], call)
         return x
 
-    guider = _guider(patcher, inversion, apply_model)
+    guider = _guider(patcher, inversion, apply_model, frames_per_pass)
     sampler = WalkSampler(inversion, steps)
     guider.sample(
         torch.zeros_like(inversion.clean.float()),
@@ -96,6 +108,7 @@ def play_back(patcher: Any, inversion: Inversion, node: str) -> Tensor:
     """
     require_supported(patcher, node)
     check_same_clip(node, patcher, inversion, inversion.clean)
+    room = Room()
 
     def apply_model(
         executor: Callable,
@@ -107,13 +120,16 @@ def play_back(patcher: Any, inversion: Inversion, node: str) -> Tensor:
         transformer_options: dict[str, Any] | None = None,
         **extra: Any,
     ) -> Tensor:
-        rows = list(range(len(x)))
+        rows, options = list(range(len(x))), transformer_options or {}
         context = per_frame(inversion.context, rows).to(x)
         if inversion.pooled is not None:
             extra["y"] = per_frame(inversion.pooled, rows).to(x.device)
-        return executor(x, t, c_concat, context, control, transformer_options, **extra)
+        call = ModelCall(
+            executor, x, t, c_concat, context, control, options, extra, [], room=room
+        )  # fmt: skip
+        return run_in_parts(call, torch.arange(call.frames), FRAMES_PER_PASS, Pass)[1].flatten(0, 1)
 
-    guider = _guider(patcher, inversion, apply_model)
+    guider = _guider(patcher, inversion, apply_model, FRAMES_PER_PASS)
     format_ = latent_format(inversion.latent_format)
     start = inversion.sigma_space(Position(0), float(inversion.sigmas[0]))
     sigmas = torch.cat([inversion.sigmas, torch.tensor([inversion.final_sigma])]).float()
@@ -129,13 +145,14 @@ def play_back(patcher: Any, inversion: Inversion, node: str) -> Tensor:
     )
 
 
-def _guider(patcher: Any, inversion: Inversion, apply_model: Callable) -> Any:
+def _guider(patcher: Any, inversion: Inversion, apply_model: Callable, frames_per_pass: int) -> Any:
     """Guidance 1, no edits of ours, and a conditioning that only has the right shape."""
     clone = patcher.clone()
     clone.remove_attachments(KEY)
     for kind in (W.OUTER_SAMPLE, W.PREPARE_SAMPLING, W.APPLY_MODEL):
         clone.remove_wrappers_with_key(kind, KEY)
     clone.add_wrapper_with_key(W.APPLY_MODEL, f"{KEY}_walk", apply_model)
+    clone.add_wrapper_with_key(W.PREPARE_SAMPLING, f"{KEY}_walk", declared_rows(frames_per_pass))
     guider = comfy.samplers.CFGGuider(clone)
     settings = {} if inversion.pooled is None else {"pooled_output": torch.zeros(1, 1280)}
     guider.inner_set_conds({"positive": [[inversion.context[:1], settings]]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..protocol import Call
 from ..report import InversionReport, as_encoded, psnr
 from ..types import Inversion, NNField, TokenStore
 from .feature_cache import field_bytes, token_bytes
-from .model import latent_format, supported_sites
+from .model import fingerprint, latent_format, supported_sites
 from .notices import say
 from .validate import check_same_clip
 from .walking import play_back, walk_source
@@ -41,8 +42,9 @@ def extract(
     planned = token_bytes(patcher, chosen, inversion.clean, len(steps))
     what = f"the tokens (sites: {len(chosen)}, steps: {len(steps)})"
     say(check_memory(node, what, planned, max_gigabytes, "Lower 'step_count', name fewer 'sites'"))
-    walk = _walk(patcher, inversion, node)
-    return tokens.extract_tokens(walk, inversion, chosen, steps, frames_per_pass)
+    walk = _walk(patcher, inversion, node, frames_per_pass)
+    found = tokens.extract_tokens(walk, inversion, chosen, steps, frames_per_pass)
+    return replace(found, fingerprint=fingerprint(patcher))
 
 
 def field_of(
@@ -83,10 +85,11 @@ def field_of(
     steps = range(len(inversion.sigmas))
     planned = field_bytes(patcher, inversion.clean, len(steps))
     say(check_memory(node, "its matches", planned, max_gigabytes, knob))
-    walk = _walk(patcher, inversion, node)
-    return tokens.propagated_field(
+    walk = _walk(patcher, inversion, node, frames_per_pass)
+    field = tokens.propagated_field(
         walk, inversion, steps, interval, keyframe_seed, rule, fixed, frames_per_pass
     )
+    return replace(field, fingerprint=fingerprint(patcher))
 
 
 def check_inversion(patcher: Any, vae: Any, inversion: Inversion, image: Tensor) -> InversionReport:
@@ -106,9 +109,9 @@ def check_inversion(patcher: Any, vae: Any, inversion: Inversion, image: Tensor)
             "Connect the pictures that were encoded for Invert Video."
         )
     clean = latent_format(inversion.latent_format).process_out(inversion.clean.float())
-    own = vae.decode(clean)[..., :3].float()
-    given = as_encoded(node, image[..., :3].float(), own.shape[1], own.shape[2])
-    back = vae.decode(play_back(patcher, inversion, node))[..., :3].float()
+    own = vae.decode(clean)[..., :3].float().cpu()  # --gpu-only decodes to the GPU
+    given = as_encoded(node, image[..., :3].float().cpu(), own.shape[1], own.shape[2])
+    back = vae.decode(play_back(patcher, inversion, node))[..., :3].float().cpu()
     return InversionReport(
         round_trip=psnr(back, own),
         autoencoder=psnr(own, given),
@@ -118,9 +121,9 @@ def check_inversion(patcher: Any, vae: Any, inversion: Inversion, image: Tensor)
 
 
 def _walk(
-    patcher: Any, inversion: Inversion, node: str
+    patcher: Any, inversion: Inversion, node: str, frames_per_pass: int
 ) -> Callable[[Sequence[int], Callable[[int, Call], None]], None]:
     def walk(steps: Sequence[int], visit: Callable[[int, Call], None]) -> None:
-        walk_source(patcher, inversion, steps, visit, node)
+        walk_source(patcher, inversion, steps, visit, node, frames_per_pass)
 
     return walk

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .features import Features, fuse
 from .network import TunedAttention
 from .plan import site_modules, transformer_blocks
+from .windows import in_windows, windows
 
 Hook = Callable[..., Any]
 
@@ -66,7 +67,11 @@ def _tune(unet: nn.Module, joint: Joint) -> list[Any]:
 
 
 def transformer_hooks(unet: nn.Module, joint: Joint) -> list[Any]:
-    """First and previous frame, tuned queries, frame attention. The caller removes the handles."""
+    """First and previous frame, tuned queries, frame attention. The caller removes the handles.
+
+    On clips longer than trained the frame attention runs in windows; the first frame and the norms
+    remain those of the whole clip.
+    """
     handles: list[Any] = []
     for name, block in transformer_blocks(unet):
         tuned, block_ = joint.features.net.tuned[name], _any(block)
@@ -135,7 +140,15 @@ def _query(joint: Joint, tuned: nn.Module) -> Hook:
 
 
 def _frame_attention(joint: Joint, tuned: TunedAttention) -> Hook:
+    features = joint.features
+
     def hook(_module: nn.Module, _inputs: tuple, out: Tensor) -> Tensor:
-        return tuned.frames(out.unflatten(0, (joint.branches, -1))).flatten(0, 1)
+        tokens = out.unflatten(0, (joint.branches, -1))  # [N,F,L,C]
+        spans = windows(tokens.shape[1], features.window, features.overlap)
+
+        def one(_number: int, span: range) -> Tensor:
+            return tuned.change(tokens[:, span.start : span.stop])[:, None]
+
+        return (tokens + in_windows(spans, one)[:, 0]).flatten(0, 1)
 
     return hook

@@ -13,7 +13,7 @@ class MemoryPlan:
     """Bytes on the device that trains."""
 
     image_model: float
-    """The frozen image UNet."""
+    """The training's copy of the image UNet; and the MODEL, where it does not leave the device."""
     trained: float
     """Weights in training, their gradients and AdamW's two moments, float32."""
     activations: float
@@ -51,7 +51,8 @@ def memory_plan(
 ) -> MemoryPlan:
     """
     Args:
-        image_model: bytes of the frozen image UNet.
+        net: may lie on the meta device: only its sizes count.
+        image_model: bytes of all image UNets on the device.
         clip: (F, h, w) of the latents.
         item: bytes of a value in the arithmetic.
     """

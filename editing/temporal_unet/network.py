@@ -25,11 +25,11 @@ class TunedAttention(nn.Module):
         self.norm_frames = layers.LayerNorm(width)
         self.attention = FrameAttention(width, heads, layers)
 
-    def frames(self, tokens: Tensor) -> Tensor:
-        """Attention over the frames after the feed-forward; [N,F,L,C] -> [N,F,L,C]."""
+    def change(self, tokens: Tensor) -> Tensor:
+        """What attention over the frames adds after the feed-forward; [N,F,L,C] -> [N,F,L,C]."""
         rows = tokens.transpose(1, 2)
         out = self.attention(self.norm_frames(rows.flatten(0, 1)))
-        return tokens + out.unflatten(0, rows.shape[:2]).transpose(1, 2)
+        return out.unflatten(0, rows.shape[:2]).transpose(1, 2)
 
 
 class TemporalNetwork(nn.Module):

@@ -1,121 +1,21 @@
-"""Names of the published network's weights, and folders that its training script wrote."""
+"""Folders that the published training script wrote: read safely, checked as a whole."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .network import TemporalNetwork
-from .plan import Architecture, Part, Plan, Transformer, stages
+from .payload import shapes
+from .plan import Architecture, Plan
+from .published_names import from_published, plan_from_weights, published_names
 
 NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_UNIT = {"norm": "norm1_TempUnet", "conv": "conv1_TempUnet", "shortcut": "conv_shortcut_TempUnet"}
-_STU = {
-    "norm_frames": "norm_temp",
-    "norm": "norm",
-    "conv": "conv_3d",
-    "attention.to_out": "attn_temp.to_out.0",
-    "attention": "attn_temp",
-}
-_TUNED = {
-    "self_query": "attn1.to_q",
-    "cross_query": "attn2.to_q",
-    "norm_frames": "norm_temp",
-    "attention.to_out": "attn_temp.to_out.0",
-    "attention": "attn_temp",
-}
-
-
-def published_names(plan: Plan) -> dict[str, str]:
-    """Weight of our network -> weight of the published one, for every weight."""
-    with torch.device("meta"):
-        own = TemporalNetwork(plan, Architecture("published")).state_dict()
-    modules = _modules(plan)
-    found = {}
-    for name in own:
-        module, kind = name.rsplit(".", 1)
-        if module not in modules:  # a projection inside a frame attention
-            module, part = module.rsplit(".", 1)
-            kind = f"{part}.{kind}"
-        found[name] = f"{modules[module]}.{kind}"
-    return found
-
-
-def _modules(plan: Plan) -> dict[str, str]:
-    """Module of our network -> module of the published one."""
-    found = {"conv_in": "conv_in_TempUnet"}
-    for ours, theirs, part in (
-        *_located("encoder", "down_blocks", plan.encoder),
-        *_located("decoder", "up_blocks", plan.decoder),
-        *[(f"middle.{i}", f"mid_block.resnets.{i}", Part("unit", 0, 0)) for i in range(2)],
-    ):
-        if part.kind == "unit":
-            found |= {f"{ours}.{k}": f"{theirs}.{v}" for k, v in _UNIT.items()}
-        else:
-            last = "conv_TempUnet" if part.kind == "down" else "upsample_TempUnet.1"
-            found[f"{ours}.conv"] = f"{theirs}.{last}"
-    sites = {"middle": "mid_stb_TempUnet"}
-    sites |= {f"up{i}": f"up_stb_TempUnet.{i}" for i in range(len(stages(plan.decoder)))}
-    for ours, theirs in sites.items():
-        found |= {f"fusion.{ours}.{k}": f"{theirs}.{v}" for k, v in _STU.items()}
-    for name, theirs in _attentions(plan).items():
-        found |= {f"tuned.{name}.{k}": f"{theirs}.{v}" for k, v in _TUNED.items()}
-    return found
-
-
-def _located(ours: str, theirs: str, parts: Iterable[Part]) -> Iterable[tuple[str, str, Part]]:
-    level = number = 0
-    for place, part in enumerate(parts):
-        if part.kind == "unit":
-            yield f"{ours}.{place}", f"{theirs}.{level}.resnets.{number}", part
-            number += 1
-        else:
-            kind = "downsamplers" if part.kind == "down" else "upsamplers"
-            yield f"{ours}.{place}", f"{theirs}.{level}.{kind}.0", part
-            level, number = level + 1, 0
-
-
-def _attentions(plan: Plan) -> dict[str, str]:
-    """Transformer of the plan -> published module path."""
-    places: dict[tuple[str, int], str] = {}
-    for kind, blocks, parts in (
-        ("input", "down_blocks", plan.encoder),
-        ("output", "up_blocks", plan.decoder),
-    ):
-        number = 1 if kind == "input" else 0
-        for _, theirs, part in _located("", blocks, parts):
-            if part.kind == "unit":
-                places[kind, number] = theirs.replace("resnets", "attentions")
-                number += 1
-            elif kind == "input":  # a down-sampler is a block of its own
-                number += 1
-    places["middle", 0] = "mid_block.attentions.0"
-    found = {}
-    for transformer in plan.transformers:
-        kind, number, index = transformer.name.split("_")
-        path = places[kind, int(number)]
-        found[transformer.name] = f"{path}.transformer_blocks.{index}"
-    return found
-
-
-def from_published(plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of our network from the published UNet's.
-
-    Units after the encoder's stages, which the published code builds and never calls, are left.
-
-    Raises: KeyError naming a weight that is missing.
-    """
-    return {ours: weights[theirs] for ours, theirs in published_names(plan).items()}
 
 
 @dataclass(frozen=True)
@@ -149,93 +49,78 @@ def load_published(folder: Path) -> PublishedFolder:
             f"expected unet/{NAMES[1]} (or .safetensors) in the folder {folder.name}, found none. "
             "Choose the output folder of a TCVE training."
         )
-    weights = _read(path)
+    name = path.relative_to(folder.parent).as_posix()
+    settings = _settings(path.parent / "config.json", name.replace(path.name, "config.json"))
+    weights = _read(path, name)
     try:
-        plan = plan_from_weights(weights, **_settings(path.parent / "config.json"))
+        plan = plan_from_weights(weights, **settings)
         own = from_published(plan, weights)
         probes = {ours: weights[theirs] for ours, theirs in PROBES.items()}
+        _check_shapes(plan, own)
     except KeyError as error:
         raise ValueError(
             f"{folder.name} lacks {error.args[0]}: it holds no TCVE network. Choose the output "
             "folder of a TCVE training."
         ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: {error}. It is damaged or holds no TCVE network: copy the folder again, "
+            "with its config.json."
+        ) from error
     return PublishedFolder(plan, own, probes)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, name: str) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # what a broken pickle raises is up to its bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path.name} cannot be read safely ({str(error).splitlines()[0]}). It may be cut "
-            "short, or hold more than weights: copy it again, or convert it to safetensors."
+            f"{name} cannot be read safely ({reason}). It may be cut short, or hold more than "
+            "weights: copy it again, or convert it to safetensors."
         ) from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(
+            f"{name} holds a {type(found).__name__}, expected weights by their names only. Choose "
+            "the output folder of a TCVE training, or save the UNet's state_dict() there."
+        )
+    return found
 
 
-def _settings(config: Path) -> dict[str, int]:
+def _check_shapes(plan: Plan, own: dict[str, Tensor]) -> None:
+    """Raises: ValueError naming the published weight that has another shape than the plan's."""
+    theirs = published_names(plan)
+    for name, shape in shapes(plan, Architecture("published")).items():
+        if tuple(own[name].shape) != shape:
+            came = tuple(own[name].shape)
+            raise ValueError(f"{theirs[name]} has the shape {came}, expected {shape}")
+
+
+def _settings(config: Path, name: str) -> dict[str, int]:
     """What shapes do not tell, from the folder's config.json; SD1.x's where there is none."""
-    data = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    heads = data.get("attention_head_dim", 8)
+    try:
+        data = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read ({error}). Copy it again.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} holds no settings by name. Copy it again from a TCVE training.")
     return {
-        "heads": heads[0] if isinstance(heads, list) else heads,
-        "groups": data.get("norm_num_groups", 32),
+        "heads": _one_number(data.get("attention_head_dim", 8), "attention_head_dim", name),
+        "groups": _one_number(data.get("norm_num_groups", 32), "norm_num_groups", name),
     }
 
 
-def plan_from_weights(weights: Mapping[str, Tensor], heads: int = 8, groups: int = 32) -> Plan:
-    """The plan of a published network, from its weights' names and shapes.
-
-    Args:
-        heads: of every attention. groups: of every group norm of the image UNet.
-
-    Raises: KeyError when they are not those of a published network.
-    """
-    first = weights["conv_in_TempUnet.weight"]
-    encoder, inputs = _stage_parts(weights, "down_blocks", heads, 1)
-    decoder, outputs = _stage_parts(weights, "up_blocks", heads, 0)
-    middle = "mid_block.attentions.0.transformer_blocks.0"
-    between = (_transformer(weights, middle, "middle_0_0", heads),)
-    return Plan(
-        latent=first.shape[1],
-        width=first.shape[0],
-        encoder=tuple(encoder),
-        middle=weights["mid_block.resnets.0.conv1_TempUnet.weight"].shape[0],
-        decoder=tuple(decoder),
-        groups=groups,
-        transformers=(*inputs, *between, *outputs),
-    )
-
-
-def _stage_parts(
-    weights: Mapping[str, Tensor], blocks: str, heads: int, number: int
-) -> tuple[list[Part], list[Transformer]]:
-    kind, sampler = ("input", "downsamplers.0.conv_TempUnet")
-    if blocks == "up_blocks":
-        kind, sampler = ("output", "upsamplers.0.upsample_TempUnet.1")
-    parts: list[Part] = []
-    transformers: list[Transformer] = []
-    for level in range(_count(weights, rf"{blocks}\.(\d+)\.")):
-        for i in range(_count(weights, rf"{blocks}\.{level}\.resnets\.(\d+)\.")):
-            shape = weights[f"{blocks}.{level}.resnets.{i}.conv1_TempUnet.weight"].shape
-            parts.append(Part("unit", shape[1], shape[0]))
-            path = f"{blocks}.{level}.attentions.{i}.transformer_blocks.0"
-            if f"{path}.attn1.to_q.weight" in weights:
-                transformers.append(_transformer(weights, path, f"{kind}_{number}_0", heads))
-            number += 1
-        resampling = weights.get(f"{blocks}.{level}.{sampler}.weight")
-        if resampling is not None:
-            parts.append(Part("down" if kind == "input" else "up", *resampling.shape[:2]))
-            number += kind == "input"
-    return parts, transformers
-
-
-def _count(weights: Mapping[str, Any], pattern: str) -> int:
-    found = {int(m[1]) for name in weights if (m := re.match(pattern, name))}
-    return len(found)
-
-
-def _transformer(weights: Mapping[str, Tensor], path: str, name: str, heads: int) -> Transformer:
-    width = weights[f"{path}.attn1.to_q.weight"].shape[1]
-    return Transformer(name, width, heads, weights[f"{path}.attn2.to_k.weight"].shape[1])
+def _one_number(value: Any, key: str, name: str) -> int:
+    """A setting that may be written once, or as often as there are stages."""
+    values = value if isinstance(value, list) and value else [value]
+    found = values[0]
+    if not isinstance(found, int) or found < 1 or values.count(found) < len(values):
+        raise ValueError(
+            f"{name}: expected {key} to be one number above 0 for all stages (as in SD1.x), got "
+            f"{value}. Copy it again from a TCVE training."
+        )
+    return found

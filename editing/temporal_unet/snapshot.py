@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .plan import Architecture, Plan
 from .training import Trainer, TrainingSettings
 
 KIND = "training snapshot"
+UNREADABLE = (KeyError, TypeError, ValueError, RuntimeError)
+"""What a cut, foreign or old snapshot raises."""
 
 
 def snapshot_key(
@@ -29,7 +32,7 @@ def snapshot_key(
     Args:
         latents: [F,C,h,w] the clip.
         told: the conditioning, by the UNet's names.
-        model: what the image model is.
+        model: what the image model is: its weights, and how it computes.
     """
     same = replace(settings, steps=0, checkpointing=True)
     parts = (str(plan), str(architecture), str(same), model)
@@ -37,22 +40,33 @@ def snapshot_key(
 
 
 def save_snapshot(path: Path, trainer: Trainer) -> None:
-    """Raises: ValueError when it cannot be written."""
+    """Leaves a snapshot of more steps: it holds these steps, and a longer run goes on from it.
+
+    Raises: ValueError when it cannot be written.
+    """
+    if _steps_in(path) > trainer.done:
+        return
     state = trainer.state()
     storage.save(path, KIND, state["tensors"], {"losses": state["losses"]})
 
 
+def _steps_in(path: Path) -> int:
+    try:
+        return len(storage.load_metadata(path, KIND)["losses"])
+    except UNREADABLE:
+        return 0
+
+
 def resume_from(path: Path, trainer: Trainer) -> bool:
     """Whether the trainer goes on from the snapshot; an unreadable or longer one is not used."""
-    if not path.is_file():
+    if not path.is_file() or _steps_in(path) > trainer.settings.steps:
         return False
     try:
         tensors, plain = storage.load(path, KIND)
-        if len(plain["losses"]) > trainer.settings.steps:
-            return False
         trainer.resume(tensors, plain["losses"])
-    except (KeyError, ValueError, RuntimeError):
-        path.unlink(missing_ok=True)
+    except UNREADABLE:
+        storage.discard(path)
         return False
-    path.touch()
+    with suppress(OSError):  # its time only says what the cache drops first
+        path.touch()
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
@@ -18,6 +18,8 @@ from .network import TemporalNetwork, checkpointed
 
 Predict = Callable[[Tensor, int], Tensor]
 """(noisy [F,C,h,w] in variance-preserving space, timestep) -> the image UNet's output."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a weight."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Trainer:
     def step_on(self, timestep: int, noise: Tensor) -> float:
         """One step on this noise level; noise [F,C,h,w] -> loss.
 
-        Raises: ValueError when the loss is no number.
+        Raises: ValueError when the loss or the gradient is no number; the weights stay as they
+            were.
         """
         self.optimizer.zero_grad(set_to_none=True)
         value = self._backward(timestep, noise.to(self.latents))
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), self.settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.settings.clip_norm)
+        self._require_number("gradient", float(norm))
         self.optimizer.step()
         self.losses.append(value)
         return value
@@ -103,13 +107,16 @@ class Trainer:
             with self._mixed():
                 loss = F.mse_loss(self.predict(noisy, timestep).float(), target)
             value = float(loss.detach())
-            if not isfinite(value):
-                raise ValueError(
-                    f"Train Temporal UNet: the loss is {value} at step {self.done + 1}. Lower "
-                    "'learning_rate' (3e-05 is usual), and check the latents."
-                )
+            self._require_number("loss", value)
             loss.backward()
         return value
+
+    def _require_number(self, what: str, value: float) -> None:
+        if not isfinite(value):
+            raise ValueError(
+                f"Train Temporal UNet: the {what} is {value} at step {self.done + 1}. Lower "
+                "'learning_rate' (3e-05 is usual), and check the latents."
+            )
 
     def _mixed(self) -> Any:
         device = self.latents.device.type
@@ -128,16 +135,32 @@ class Trainer:
     def resume(self, tensors: dict[str, Tensor], losses: list[float]) -> None:
         """Goes on from `state()`.
 
-        Raises: KeyError or RuntimeError when it is another network's.
+        Raises: KeyError, TypeError, ValueError or RuntimeError when it is not of this network;
+            nothing is changed then.
         """
-        moments: dict[int, dict[str, Tensor]] = {}
-        with torch.no_grad():
-            for number, (name, weight) in enumerate(self.weights.items()):
-                weight.copy_(tensors[f"weight/{name}"])
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                if all(f"{key}/{name}" in tensors for key in keys):
-                    moments[number] = {key: tensors[f"{key}/{name}"].clone() for key in keys}
+        weights, moments = {}, {}
+        for number, (name, weight) in enumerate(self.weights.items()):
+            weights[name] = _alike(tensors, f"weight/{name}", weight.shape)
+            if any(f"{key}/{name}" in tensors for key in MOMENTS):
+                shapes = ((), weight.shape, weight.shape)
+                moments[number] = {
+                    key: _alike(tensors, f"{key}/{name}", shape).clone()
+                    for key, shape in zip(MOMENTS, shapes, strict=True)
+                }
+        generator = torch.Generator()
+        generator.set_state(tensors["generator"])
+        known = [float(loss) for loss in losses]
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.generator.set_state(tensors["generator"])
-        self.losses = list(losses)
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(weights[name])
+        self.generator, self.losses = generator, known
+
+
+def _alike(tensors: dict[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
+    """The tensor of that name. Raises: KeyError, or ValueError for another shape."""
+    found = tensors[name]
+    if tuple(found.shape) != tuple(shape):
+        raise ValueError(f"{name} has the shape {tuple(found.shape)}, expected {tuple(shape)}")
+    return found

@@ -1,10 +1,9 @@
-"""The quality benchmark's own arithmetic: its truth, its clips, its tables. It edits nothing."""
+"""The quality benchmark: its truth, its clips and its tables."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,19 +15,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def parts() -> SimpleNamespace:
-    """The scripts' modules, found as a script finds them: by their folder."""
-    names = ("ground_truth", "quality_clips", "quality_tables", "demo.edit_clips", "demo.motion")
-    kept = list(sys.path)
-    sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
-    try:
-        found = [importlib.import_module(name) for name in names]
-    finally:
-        sys.path[:] = kept
-    return SimpleNamespace(**{module.__name__.split(".")[-1]: module for module in found})
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +169,16 @@ def test_a_key_changes_with_the_clip(parts: SimpleNamespace, tmp_path: Path):
     assert len(keys) == 40
 
 
+def test_another_shape_is_a_kind_of_its_own_and_no_part_of_the_key(parts: SimpleNamespace):
+    cases = parts.quality_clips.rendered_cases(True, 0)
+    shapes = [case for case in cases if case.kind == "another shape"]
+    assert len(shapes) == 2 and not set(shapes) & set(cases[:8])
+    for case in shapes:
+        assert case.rendered.source.shape != case.rendered.target.shape
+        assert replace(case, kind="several").key == case.key
+    assert cases[0].key == "9eff6ac02bbd3f5a", "the cells that are kept on every machine"
+
+
 @pytest.mark.parametrize(
     ("entries", "text"),
     [
@@ -236,7 +232,8 @@ def test_rows_are_means_over_the_clips_that_define_them(parts: SimpleNamespace):
 
 
 def test_tables_name_what_is_missing(parts: SimpleNamespace):
-    text = parts.quality_tables.table(CELLS, NAMES)
+    text = parts.quality_tables.table(parts.quality_tables.rows_of(CELLS, NAMES))
+    assert "| measure | plain | TokenFlow (1 of 2 clips) |" in text
     assert "| leak (/255) \u2193, 1 clips | 4 | 2 |" in text
     assert "text alignment" not in text
     assert "| time per frame (CPU s) \u2193, 2 clips | 2 | 2 |" in text
@@ -248,25 +245,52 @@ def test_tables_name_what_is_missing(parts: SimpleNamespace):
     assert "- text alignment: no 'clip' connected." in missing
 
 
-def test_the_page_is_filled_between_its_marks_only(
+def test_a_method_that_was_run_on_no_clip_yet_is_no_error(parts: SimpleNamespace):
+    cells = {"one": {"plain": cell(4.0, 10.0)}, "two": {}}
+    assert "was not run" not in parts.quality_tables.missing(cells, NAMES)
+
+
+def test_the_short_table_has_the_methods_below_each_other(parts: SimpleNamespace):
+    lines = parts.quality_tables.short_table(parts.quality_tables.rows_of(CELLS, NAMES))
+    head, _, plain, flow = lines.splitlines()
+    assert head.count(" | ") == 5 and "| leak (/255) \u2193 | structure kept \u2191 |" in head
+    assert plain == "| plain | \u2013 | 4 | \u2013 | \u2013 | 15 |"
+    assert flow.startswith("| TokenFlow (1 of 2 clips) | \u2013 | 2 |")
+
+
+RECORD = {"command": "c", "commit": "x", "device": "d", "torch": "t", "date": "y"}
+
+
+def test_the_pages_are_filled_between_their_marks_only(
     parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    page, result = tmp_path / "quality.md", tmp_path / "quality.json"
+    tables, kinds = parts.quality_tables, {"one": "style", "two": "style"}
+    page, readme = tmp_path / "quality.md", tmp_path / "README.md"
     page.write_text("before\n<!-- quality -->\nold\n<!-- /quality -->\nafter\n")
-    record = {"command": "c", "commit": "x", "device": "d", "torch": "t", "date": "y"}
-    result.write_text(json.dumps({**record, "notes": ["2 of 40 clips."]}))
-    monkeypatch.setattr(parts.quality_tables, "PAGE", page)
-    parts.quality_tables.fill_page(result, CELLS, NAMES, {"one": "style", "two": "style"})
-    text = page.read_text(encoding="utf-8")
+    readme.write_text("a\n<!-- quality_short -->\n<!-- /quality_short -->\nb\n")
+    content = {**RECORD, "notes": ["2 of 40 clips."], "rows": tables.rows_of(CELLS, NAMES)}
+    for name in ("quality", "quality_real"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(tables, "PAGE", page)
+    monkeypatch.setattr(tables, "README", readme)
+    tables.fill_page(tmp_path / "quality_real.json", CELLS, NAMES, kinds)
+    assert "old" in page.read_text() and "measure" not in readme.read_text()
+    tables.fill_page(tmp_path / "quality.json", CELLS, NAMES, kinds)
+    text, short = (file.read_text(encoding="utf-8") for file in (page, readme))
     assert text.startswith("before\n<!-- quality -->\nMeasured by `c` at commit x on d")
     assert text.endswith("<!-- /quality -->\nafter\n") and "old" not in text
-    assert "2 of 40 clips." in text
-    again = text
-    parts.quality_tables.fill_page(result, CELLS, NAMES, {"one": "style", "two": "style"})
-    assert page.read_text(encoding="utf-8") == again
+    assert "2 of 40 clips." in text and "2 of 40 clips." in short
+    assert short.startswith("a\n<!-- quality_short -->\n| method |") and short.endswith("-->\nb\n")
+    tables.fill_page(tmp_path / "quality.json", CELLS, NAMES, kinds)
+    assert [file.read_text(encoding="utf-8") for file in (page, readme)] == [text, short]
 
 
-def test_the_documentation_has_the_marks():
-    page = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
-    for name in ("quality", "quality_real"):
-        assert page.count(f"<!-- {name} -->\n") == 1 == page.count(f"<!-- /{name} -->")
+def test_the_pages_have_the_marks_and_show_the_result_file(parts: SimpleNamespace):
+    tables = parts.quality_tables
+    page, readme = (file.read_text(encoding="utf-8") for file in (tables.PAGE, tables.README))
+    for name, text in (("quality", page), ("quality_real", page), ("quality_short", readme)):
+        assert text.count(f"<!-- {name} -->\n") == 1 == text.count(f"<!-- /{name} -->")
+    result = ROOT / "benchmarks" / "results" / "quality.json"
+    record = json.loads(result.read_text(encoding="utf-8"))
+    assert f"{tables.measured(record)}\n\n{tables.table(record['rows'])}\n" in page
+    assert f"<!-- quality_short -->\n{tables.short_text(record)}\n<!--" in readme

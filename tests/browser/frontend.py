@@ -89,7 +89,8 @@ class Frontend:
         for name, value in {**SETTINGS, **(settings or {})}.items():
             body, headers = json.dumps(value), {"Content-Type": "application/json"}
             self.page.request.post(f"{self.url}/api/settings/{name}", data=body, headers=headers)
-        self.page.goto(self.url, wait_until="domcontentloaded")
+        # hundreds of files, each through `_stay_here`: slow on a busy machine
+        self.page.goto(self.url, wait_until="domcontentloaded", timeout=120_000)
         self.page.wait_for_function(READY, timeout=120_000)
         self.errors_at_start = list(self.errors)
 

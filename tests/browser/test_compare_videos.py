@@ -109,7 +109,7 @@ def viewer(page: Frontend) -> Iterator[Frontend]:
     )
     settle(page)
     yield page
-    page.page.evaluate(f"() => app.graph.getNodeById({NODE}).reweaveViewer.player.pause()")
+    page.page.evaluate(f"() => app.graph.getNodeById({NODE})?.reweaveViewer.player.pause()")
     # a page newer than its server misses routes and says so in the console
     ours = [x for x in page.errors if x.startswith("pageerror") or "/extensions/" in x]
     assert not ours
@@ -280,11 +280,17 @@ def test_the_viewer_is_no_part_of_the_graph(viewer: Frontend):
     assert len(saved["widgets_values"]) == 4, "fps, labels, keep, filename_prefix"
 
 
+def leave_and_come_back(frontend: Frontend) -> None:
+    """Open another workflow in a tab of its own, then the first one's tab again."""
+    frontend.load({"nodes": [], "links": [], "version": 0.4})
+    frontend.page.wait_for_function("() => !document.querySelector('.reweave-compare')")
+    assert frontend.workflow()["nodes"] == []
+    frontend.page.locator(".workflow-tabs").get_by_text("compare").click()
+    frontend.page.wait_for_function("() => app.graph.nodes.length > 0")
+
+
 def test_a_workflow_that_is_opened_again_shows_its_clips(viewer: Frontend):
-    workflow = viewer.workflow()
-    viewer.load(workflow)
-    viewer.page.wait_for_timeout(500)
-    viewer.page.evaluate("() => app.queuePrompt(0)")
+    leave_and_come_back(viewer)
     viewer.page.wait_for_function(LOADED, timeout=60_000)
     assert viewer.page.locator(".reweave-compare").count() == 1
     assert counter(viewer) == f"1 / {FRAMES}"
@@ -304,3 +310,21 @@ def test_a_file_that_is_gone_is_said(viewer: Frontend):
         f"() => app.graph.getNodeById({NODE}).reweaveViewer.show(window.reweaveKept)"
     )
     settle(viewer)
+
+
+SHOWN_INSIDE = """() => {
+    const [inside] = (app.rootGraph ?? app.graph).subgraphs.values()
+    return inside?.nodes.find(n => n.reweaveViewer)?.reweaveViewer.player?.frames
+}"""
+
+
+def test_a_viewer_in_a_subgraph_shows_its_clips_again_too(viewer: Frontend):
+    """The last test of the page: its graph is another one afterwards."""
+    viewer.page.evaluate(
+        f"() => {{ app.graph.convertToSubgraph(new Set([app.graph.getNodeById({NODE})])) }}"
+    )
+    viewer.page.evaluate("() => app.queuePrompt(0)")
+    viewer.page.wait_for_function(SHOWN_INSIDE, timeout=60_000)
+    leave_and_come_back(viewer)
+    viewer.page.wait_for_function(SHOWN_INSIDE, timeout=20_000)
+    assert viewer.page.evaluate(SHOWN_INSIDE) == FRAMES

@@ -34,15 +34,22 @@ def same(actual: Tensor, expected: Tensor, tolerance: float = CLOSE) -> bool:
     return float((actual - expected).abs().max()) < tolerance * float(expected.std())
 
 
-def clip_latents(frames: int, size: int = 8, seed: int = 5) -> Tensor:
-    """[F,4,size,size] a drifting random picture, standard deviation 1."""
+def clip_latents(frames: int, size: int | tuple[int, int] = 8, seed: int = 5) -> Tensor:
+    """[F,4,h,w] a drifting random picture, standard deviation 1; `size`: a side, or (h, w)."""
     generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(1, 4, size, size, generator=generator)
-    own = torch.randn(frames, 4, size, size, generator=generator)
+    h, w = (size, size) if isinstance(size, int) else size
+    first = torch.randn(1, 4, h, w, generator=generator)
+    own = torch.randn(frames, 4, h, w, generator=generator)
     return torch.cat([first.roll(f // 2, -1) for f in range(frames)]) * 0.9 + own * 0.4
 
 
-def source(model: Any, frames: int = 5, steps: int = 3, size: int = 8, seed: int = 5) -> Inversion:
+def source(
+    model: Any,
+    frames: int = 5,
+    steps: int = 3,
+    size: int | tuple[int, int] = 8,
+    seed: int = 5,
+) -> Inversion:
     """A random clip noised along ddim_uniform: on the schedule, though no model inverted it."""
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)[:-1].float()

@@ -14,7 +14,7 @@ from reweave.editing.temporal_unet.joining import Joint, joined
 from reweave.editing.temporal_unet.network import TemporalNetwork
 from reweave.editing.temporal_unet.payload import TemporalUNet, shapes
 from reweave.editing.temporal_unet.plan import Architecture, read_plan
-from reweave.editing.temporal_unet.published_files import from_published
+from reweave.editing.temporal_unet.published_names import from_published
 from safetensors.torch import load_file
 from torch import Tensor
 from toy import GOLDENS, SD15

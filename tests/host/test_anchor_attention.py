@@ -20,6 +20,7 @@ from clips import (
 )
 from reweave.editing.anchor_attention import KEYS, AnchorAttention
 from reweave.editing.extended_attention import ExtendedAttention
+from reweave.editing.latent_guidance import LatentGuidance
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
 from toy import conditioning, patcher, sample
@@ -92,7 +93,36 @@ def test_split_branches_give_the_same(model, inversion, monkeypatch):
     whole = run(model, inversion, AnchorAttention())
     no_free_memory(monkeypatch)
     assert same(run(model, inversion, AnchorAttention()), whole)
-    assert not same(run(model, inversion, AnchorAttention(), cfg=1.0), whole, 0.05)
+
+
+def spied_run(model, inversion, cfg, frames_per_pass=0):
+    """(LATENT, inner calls) of Anchor Attention with Latent Guidance."""
+    spy = Spy()
+    edits = AnchorAttention(anchor=2, frames_per_pass=frames_per_pass), LatentGuidance(0.1, 1.0)
+    out = sample(
+        spy.on(edited(model, *edits)),
+        start_of(inversion), sigmas_of(inversion), conditioning(1), cfg=cfg,
+    )  # fmt: skip
+    return out, spy.calls
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_guidance_one_runs_one_branch_in_any_chunks(model, inversion, size):
+    whole, calls = spied_run(model, inversion, 1.0)
+    assert [call["branches"] for call in calls] == [[0]] * 3
+    cut, calls = spied_run(model, inversion, 1.0, size)
+    assert same(cut, whole)
+    assert {tuple(call["branches"]) for call in calls} == {(0,)}
+    assert all(torch.equal(call["context"][:1], conditioning(1)[0][0]) for call in calls)
+    order = [2, 0, 1, 3, 4, 5, 6]
+    parts = [order[i : i + size] for i in range(0, FRAMES, size)]
+    assert [call["frames"] for call in calls] == parts * 3
+    # what this must not agree with: two branches, and either edit left out
+    guided, calls = spied_run(model, inversion, 1.5)
+    assert {tuple(sorted(call["branches"])) for call in calls} == {(0, 1)}
+    assert not same(guided, whole, 0.02)
+    for alone in (AnchorAttention(anchor=2), LatentGuidance(0.1, 1.0)):
+        assert not same(run(model, inversion, alone, cfg=1.0), whole, 0.02)
 
 
 def test_a_given_anchor_comes_out_as_it_is_and_leads_the_others(model, inversion):

@@ -235,16 +235,27 @@ def test_foreign_attn1_patch_never_sees_empty_rows(model):
         assert seen and all(min(rows) > 0 for rows in seen)
 
 
-@pytest.mark.parametrize("kind", [KINDS.EPS, KINDS.V_PREDICTION])
-@pytest.mark.parametrize("xl", [False, True])
-def test_one_frame_is_plain_sampling(kind, xl):
-    """One frame attends to itself and is built from itself, along the identity."""
-    model = patcher(SMALL_XL if xl else SMALL, kind)
+@pytest.mark.parametrize("edit", ["TokenFlow", "Extended Attention", "Anchor Attention"])
+def test_one_frame_has_no_other_to_look_at(model, edit):
+    """Plain sampling would come out, under the name of an edit: said before the model runs."""
+    inversion, spy = source(model, 1), Spy()
+    edits = {
+        "TokenFlow": TokenFlow(inversion),
+        "Extended Attention": ExtendedAttention("all frames"),
+        "Anchor Attention": AnchorAttention(),
+    }
+    with pytest.raises(ValueError, match=f"^{edit}: expected at least 2 frames, got 1: .*remove"):
+        sample(
+            spy.on(edited(model, edits[edit])),
+            start_of(inversion), sigmas_of(inversion), conditioning(1),
+        )  # fmt: skip
+    assert not spy.calls
+
+
+def test_plug_and_play_takes_one_frame(model):
     inversion = source(model, 1)
-    positive, negative = prompts(xl)
-    options: dict[str, Any] = {"positive": positive, "negative": negative}
-    plain = run(model, inversion, **options)
-    assert same(run(model, inversion, TokenFlow(inversion), **options), plain)
+    out = run(model, inversion, PlugAndPlay(inversion, 1.0, 1.0))
+    assert not same(out, run(model, inversion), 0.02)
 
 
 @pytest.mark.parametrize("kind", [KINDS.EPS, KINDS.V_PREDICTION])

@@ -75,6 +75,17 @@ def test_every_field_comes_back(payload):
         assert loaded.noisiest is not None
 
 
+def test_a_file_from_before_the_precision_was_kept(inversion, user_folders):
+    save(inversion)
+    path = path_of(inversion, user_folders)
+    tensors, plain = storage.load(path, inversion.KIND)
+    assert plain["fingerprint"].pop("dtype") == "float32"
+    storage.save(path, inversion.KIND, tensors, plain)
+    old = load(inversion)
+    assert old.fingerprint.dtype == "" and old.fingerprint.base == inversion.fingerprint.base
+    assert old.key == inversion.key, "fields that were made of it still belong to it"
+
+
 def test_a_loaded_inversion_and_field_edit_as_the_ones_that_were_saved(model, inversion, field):
     save(inversion)
     save(field)

@@ -10,6 +10,7 @@ import comfy.samplers
 import pytest
 import torch
 from clips import SMALL, SMALL_XL, Spy, clip_latents, edited, same
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from reweave.editing import host
 from reweave.editing.extended_attention import ExtendedAttention
 from reweave.editing.host import InversionRequest
@@ -43,6 +44,12 @@ def v_model():
 
 def clip(frames: int = 2) -> dict[str, Tensor]:
     return {"samples": clip_latents(frames) / SCALE}
+
+
+def inverted(model, frames: int = 2, positive=None):
+    """Four steps of Invert Video."""
+    told = conditioning(1) if positive is None else positive
+    return host.invert_clip(model, told, clip(frames), InversionRequest(4, 4))
 
 
 def back(model, inversion):
@@ -125,60 +132,6 @@ def test_the_recorded_inversion():
     assert same(start, noise)
 
 
-@pytest.fixture
-def spied(model):
-    """A function that inverts and returns (inversion, number of calls of the UNet)."""
-    unet = model.get_model_object("diffusion_model")
-    calls = []
-    handle = unet.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
-
-    def invert(latent=None, prompt=1, on=model, **settings):
-        calls.clear()
-        request = InversionRequest(**({"steps": 4, "saved_steps": 4} | settings))
-        found = host.invert_clip(on, conditioning(prompt), latent or clip(), request)
-        return found, list(calls)
-
-    yield invert
-    handle.remove()
-
-
-def test_the_same_inversion_is_not_made_twice(spied, user_folders):
-    first, calls = spied()
-    assert calls == [2] * 4
-    again, calls = spied()
-    assert calls == [] and again.key == first.key
-    assert torch.equal(again.latents, first.latents) and again.convention == first.convention
-    assert len(list((user_folders / "user" / "reweave").rglob("*.safetensors"))) == 1
-    assert not list(user_folders.rglob("*.tmp"))
-
-
-@pytest.mark.parametrize(
-    "change", [{"prompt": 2}, {"steps": 8}, {"convention": "current"}, {"half": False},
-               {"latent": {"samples": clip_latents(2, seed=9) / SCALE}}, {"saved_steps": 2}]
-)  # fmt: skip
-def test_other_settings_are_another_inversion(spied, change):
-    spied()
-    assert spied(**change)[1]
-
-
-def test_frames_per_pass_is_the_same_inversion(spied, model, user_folders):
-    whole, calls = spied(latent=clip(5), half=False)
-    assert spied(latent=clip(5), half=False, frames_per_pass=2)[1] == []
-    for file in user_folders.rglob("*.safetensors"):
-        file.unlink()
-    cut, calls = spied(latent=clip(5), half=False, frames_per_pass=2)
-    assert calls == [2, 2, 1] * 4
-    assert same(cut.latents, whole.latents)
-
-
-def test_a_broken_cache_file_is_made_again(spied, user_folders):
-    first, _ = spied()
-    (file,) = (user_folders / "user" / "reweave").rglob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:500])
-    again, calls = spied()
-    assert calls and torch.equal(again.latents, first.latents)
-
-
 def test_more_steps_than_are_kept(model):
     every = host.invert_clip(model, conditioning(1), clip(), InversionRequest(20, 20, half=False))
     some = host.invert_clip(model, conditioning(1), clip(), InversionRequest(20, 4, half=False))
@@ -205,15 +158,56 @@ def test_latents_that_cannot_be_inverted(model, latent, text):
         host.invert_clip(model, conditioning(1), {"samples": latent}, InversionRequest(4, 4))
 
 
-def test_an_edit_that_reads_an_inversion_is_refused(model, spied):
-    inversion, _ = spied()
+ENTRY = conditioning(1)[0][0]
+MASK = torch.ones(1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("positive", "text"),
+    [
+        ([], "got 0 .*Connect one CLIP Text Encode"),
+        (conditioning(1) + conditioning(2), r"one prompt in 'positive', got 2 \(Conditioning Comb"),
+        ([[ENTRY, {"start_percent": 0.0, "end_percent": 0.5}]], "from 0 to 0.5 .*end to 1"),
+        ([[ENTRY, {"start_percent": 0.25}]], "from 0.25 to 1 .*Timestep Range.*set start to 0"),
+        ([[ENTRY, {"area": (4, 8, 0, 0)}]], "area conditioning .*Use a MASK"),
+        ([[ENTRY, {"mask": MASK, "set_area_to_bounds": True}]], "area conditioning .*mask bounds"),
+        ([[ENTRY, {"mask": MASK, "set_area_to_bounds": False}]], "with a mask .*without it"),
+    ],
+)
+def test_prompts_that_an_inversion_cannot_hold(model, positive, text):
+    spy = Spy()
+    with pytest.raises(ValueError, match=f"^Invert Video: .*{text}"):
+        inverted(spy.on(model), positive=positive)
+    assert not spy.calls
+
+
+def test_context_windows_are_refused(model):
+    (windowed,) = ContextWindowsManualNode.execute(
+        model, 16, 4, "standard_static", 1, False, "pyramid", 0
+    ).args
+    with pytest.raises(ValueError, match=r"^Invert Video: context windows .*'frames_per_pass'"):
+        inverted(windowed)
+
+
+def test_a_range_of_all_steps_and_a_context_per_frame_are_one_prompt(model):
+    plain = inverted(model, 3)
+    whole = [[ENTRY, {"start_percent": 0.0, "end_percent": 1.0}]]
+    assert same(inverted(model, 3, whole).latents.float(), plain.latents.float())
+    rows = torch.cat([conditioning(seed)[0][0] for seed in (1, 2, 3)])
+    several = inverted(model, 3, [[rows, {}]])
+    assert torch.equal(several.context, rows)
+    assert same(several.latents[:, 0].float(), plain.latents[:, 0].float(), 2e-3)
+    assert not same(several.latents[:, 1:].float(), plain.latents[:, 1:].float(), 0.01)
+
+
+def test_an_edit_that_reads_an_inversion_is_refused(model):
+    inversion = inverted(model)
     with pytest.raises(ValueError, match="carries Plug-and-Play, which acts on an edit"):
-        spied(on=edited(model, PlugAndPlay(inversion)))
+        inverted(edited(model, PlugAndPlay(inversion)))
 
 
-def test_an_edit_without_a_source_acts_in_the_inversion(model, spied):
-    plain, _ = spied(latent=clip(3))
-    joint, _ = spied(latent=clip(3), on=edited(model, ExtendedAttention()))
+def test_an_edit_without_a_source_acts_in_the_inversion(model):
+    plain, joint = inverted(model, 3), inverted(edited(model, ExtendedAttention()), 3)
     assert not same(joint.latents.float(), plain.latents.float(), 0.002)
 
 

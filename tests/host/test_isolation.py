@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import comfy.model_management
+import comfy.sampler_helpers
 import pytest
 import torch
 from clips import SMALL, Spy, edited, run, same, sigmas_of, source, start_of
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from reweave.editing import host
+from reweave.editing.extended_attention import ExtendedAttention
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
 from toy import conditioning, patcher, sample
@@ -145,11 +147,10 @@ def test_two_samplers_share_one_model(model):
     assert torch.equal(outer, alone[0])
 
 
-def test_a_pass_is_declared_with_its_own_rows(model, monkeypatch):
-    """The model must not be evicted for a batch that is never run."""
-    import comfy.sampler_helpers
-
-    shapes = []
+@pytest.fixture
+def declared(monkeypatch):
+    """The rows of every sampling call, as ComfyUI plans its memory."""
+    shapes: list[int] = []
     estimate = comfy.sampler_helpers.estimate_memory
 
     def noted(model, noise_shape, conds):
@@ -157,10 +158,40 @@ def test_a_pass_is_declared_with_its_own_rows(model, monkeypatch):
         return estimate(model, noise_shape, conds)
 
     monkeypatch.setattr(comfy.sampler_helpers, "estimate_memory", noted)
+    return shapes
+
+
+def test_a_pass_is_declared_with_its_own_rows(model, declared):
+    """The model must not be evicted for a batch that is never run."""
     inversion = source(model, 11)
     run(model, inversion, TokenFlow(inversion, interval=4, frames_per_pass=2))
     run(model, inversion)
-    assert shapes == [3, 11]
+    assert declared == [3, 11]
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(2, 2), (16, 11), (0, 11)])
+def test_an_inversion_declares_its_passes(model, declared, asked, rows):
+    clip = {"samples": start_of(source(model, 11))}
+    request = host.InversionRequest(2, 2, frames_per_pass=asked)
+    host.invert_clip(model, conditioning(1), clip, request)
+    assert declared == [rows]
+    declared.clear()
+    host.invert_clip(edited(model, ExtendedAttention()), conditioning(1), clip, request)
+    assert declared == [11], "an edit without a source runs the whole clip"
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(2, 2), (0, 11)])
+def test_a_field_and_tokens_declare_their_passes(model, declared, asked, rows):
+    inversion = source(model, 11)
+    host.field_of(model, inversion, None, 4, 1, "random per step", "paper", asked, 4.0)
+    host.extract(model, inversion, "", 1, asked, 4.0)
+    assert declared == [rows, rows]
+
+
+@pytest.mark.parametrize(("frames", "rows"), [(18, 16), (3, 3)])
+def test_a_play_back_declares_its_passes(model, declared, frames, rows):
+    host.play_back(model, source(model, frames, steps=1), "Check Inversion")
+    assert declared == [rows]
 
 
 @pytest.mark.parametrize("way", ["wrapper", "object patch"])

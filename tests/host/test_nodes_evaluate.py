@@ -220,7 +220,9 @@ def test_metadata_is_left_out_where_the_user_asked_for_it(monkeypatch, user_fold
     assert video.workflow_metadata(None) is None
 
 
-@pytest.mark.parametrize("prefix", ["../out", "/tmp/x", "", "a/../../b"])
+@pytest.mark.parametrize(
+    "prefix", ["../out", "/tmp/x", "", "a/../../b", "C:x", "\\x", "a\\..\\..\\b"]
+)
 def test_files_stay_below_comfyuis_folder(monkeypatch, prefix: str):
     with pytest.raises(
         ValueError, match=r"Compare Videos: expected 'filename_prefix' to be a name"

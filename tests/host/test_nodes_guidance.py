@@ -106,6 +106,11 @@ def test_an_edited_anchor_is_a_latent_as_nodes_pass_it(model, inverted):
             "'source_frames' hold NaN or infinity",
         ),
         (guided, {"source_frames": torch.rand(3, 8, 64, 3)}, "at least 16 pixels a side, got 64x8"),
+        (
+            guided,
+            {"target": "anchor frame", "anchor": 7, "source_frames": torch.rand(5, 64, 64, 3)},
+            r"Latent Guidance: expected 'anchor' to be a frame of the clip \(0 to 4\), got 7",
+        ),
     ],
 )
 def test_refusals_at_the_node(model, make, settings, words):

@@ -6,6 +6,8 @@ import os
 
 import pytest
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from reweave.editing import host
 from reweave.nodes import (
     CheckInversion,
     ExtendedAttention,
@@ -16,7 +18,7 @@ from reweave.nodes import (
     TokenFlow,
 )
 from safetensors.torch import save_file
-from small_clip import FRAMES, STEPS, ToyVAE, clip, edited, invert
+from small_clip import FRAMES, STEPS, ToyVAE, clip, edited, flow, invert
 from toy import conditioning, patcher, sample
 
 
@@ -232,7 +234,7 @@ def test_another_checkpoint_is_refused(inverted):
 
 def test_key_frames_can_be_sampled_alone(model, inverted):
     found, _, _ = inverted
-    few, latent, sigmas, count = KeyFrameInversion.execute(
+    few, latent, sigmas, count, *_ = KeyFrameInversion.execute(
         inversion=found, interval=2, keyframe_seed=1
     ).args
     assert count == 3 == few.frames == len(latent["samples"])
@@ -245,3 +247,48 @@ def test_key_frames_can_be_sampled_alone(model, inverted):
     assert together.shape == (3, 4, 8, 8) and not torch.allclose(together, alone, atol=1e-3)
     with pytest.raises(ValueError, match="Key Frames Of Inversion: expected 'interval'"):
         KeyFrameInversion.execute(inversion=found, interval=0, keyframe_seed=1)
+    with pytest.raises(ValueError, match="Key Frames Of Inversion: expected 'key_frames' to be"):
+        KeyFrameInversion.execute(inversion=found, interval=2, keyframe_seed=1, key_frames="middle")
+
+
+@pytest.mark.parametrize("key_frames", ["random per step", "fixed"])
+@pytest.mark.parametrize("seed", [2, 3])
+def test_the_sheet_shows_the_frames_that_token_flow_edits(model, inverted, key_frames, seed):
+    """With the same settings: all steps of 'fixed', the first of 'random per step'."""
+    draw = {"interval": 2, "keyframe_seed": seed, "key_frames": key_frames}
+    *_, frames = KeyFrameInversion.execute(inversion=inverted[0], **draw).args
+    (edit,) = host.edits_of(flow(model, inverted[0], **draw))
+    steps = range(STEPS) if key_frames == "fixed" else [0]
+    assert {", ".join(map(str, edit.plan(step).key_frames.tolist())) for step in steps} == {frames}
+    assert (frames == "1, 3, 4") == (key_frames == "fixed")
+
+
+def test_pictures_and_masks_are_cut_to_the_key_frames(inverted):
+    number = torch.arange(float(FRAMES))
+    pictures = number[:, None, None, None].expand(-1, 16, 16, 3)
+    masks = number[:, None, None].expand(-1, 16, 16)
+
+    def cut(image, mask):
+        return KeyFrameInversion.execute(
+            inversion=inverted[0], interval=2, keyframe_seed=1, key_frames="fixed", image=image,
+            mask=mask,
+        ).args[4:6]  # fmt: skip
+
+    image, mask = cut(pictures, masks)
+    assert image.shape == (3, 16, 16, 3) and image[:, 0, 0, 0].tolist() == [1, 3, 4]
+    assert mask.shape == (3, 16, 16) and mask[:, 0, 0].tolist() == [1, 3, 4]
+    image, mask = cut(pictures[:1], masks[2])
+    assert torch.equal(image, pictures[:1]) and torch.equal(mask, masks[2:3])
+    for knob, given in (("image", (pictures[:3], masks)), ("mask", (pictures, masks[:4]))):
+        with pytest.raises(ValueError, match=f"Key Frames .*: expected '{knob}' to hold 5"):
+            cut(*given)
+
+
+def test_an_output_without_its_input_says_so_where_it_is_used(inverted):
+    """Whoever takes the picture gets the text instead; the other outputs are not held up."""
+    *_, image, mask, _ = KeyFrameInversion.execute(
+        inversion=inverted[0], interval=2, keyframe_seed=1
+    ).args
+    assert isinstance(image, ExecutionBlocker) and isinstance(mask, ExecutionBlocker)
+    assert image.message.startswith("Key Frames Of Inversion: the output 'image' is connected")
+    assert "Connect the clip's to 'mask'" in mask.message

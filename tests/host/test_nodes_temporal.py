@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io as streams
-import json
 from pathlib import Path
 
 import folder_paths
@@ -14,8 +13,7 @@ from reweave.editing import host, storage
 from reweave.editing.host.temporal_files import FILES, list_temporal, load_temporal, prompt_text
 from reweave.editing.host.temporal_unet import KEY
 from reweave.editing.temporal_unet.payload import TemporalUNet
-from reweave.editing.temporal_unet.plan import Architecture, read_plan
-from reweave.editing.temporal_unet.published_files import from_published
+from reweave.editing.temporal_unet.plan import Architecture
 from reweave.nodes.temporal import (
     ApplyTemporalUNet,
     LoadTemporalUNet,
@@ -23,7 +21,7 @@ from reweave.nodes.temporal import (
     TrainTemporalUNet,
 )
 from safetensors.torch import save_file
-from tcve import image_unet, published_weights, trained
+from tcve import trained
 from toy import conditioning, patcher
 
 PAPER, PUBLISHED = Architecture(), Architecture("published", "published code")
@@ -144,66 +142,6 @@ def test_files_that_are_refused(model, payload):
         load_temporal("../x", "correct")
 
 
-def published_folder(name: str = "tcve", pickled: bool = True) -> Path:
-    """What the published training script writes: a diffusers pipeline's unet/."""
-    folder = host.input_folder(FILES) / name / "unet"
-    folder.mkdir(parents=True)
-    config = {"attention_head_dim": [8, 8, 8, 8], "norm_num_groups": 8}
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = published_weights()
-    if pickled:
-        torch.save(weights, folder / "diffusion_pytorch_model.bin")
-    else:
-        save_file(weights, folder / "diffusion_pytorch_model.safetensors")
-    return folder
-
-
-@pytest.mark.parametrize("pickled", [True, False])
-def test_a_published_folder_is_imported(pickled):
-    published_folder(pickled=pickled)
-    assert list_temporal() == ["tcve"]
-    (found,) = LoadTemporalUNet.execute("tcve", "published code").args
-    unet, weights = image_unet(published_weights()), published_weights()
-    assert found.plan == read_plan(unet) and found.architecture == PUBLISHED
-    expected = from_published(found.plan, weights)
-    assert found.weights.keys() == expected.keys()
-    assert all(torch.equal(found.weights[n], v.half()) for n, v in expected.items())
-    assert not found.adds_to_queries and found.frames == 0
-    state = {f"{k}": v for k, v in unet.named_parameters()}
-    assert found.fingerprint.base == host.base_hash(state) != ""
-    found.network()
-    stamp = LoadTemporalUNet.fingerprint_inputs("tcve", "correct")
-    file = next((host.input_folder(FILES) / "tcve" / "unet").glob("*.[bs]*"))
-    file.touch()
-    assert LoadTemporalUNet.fingerprint_inputs("tcve", "correct") != stamp
-
-
-class Evil:
-    """What a harmful pickle does when it is opened."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path(folder_paths.get_output_directory()) / "owned",))
-
-
-def test_published_folders_that_are_refused():
-    folder = published_folder()
-    file = folder / "diffusion_pytorch_model.bin"
-    whole = file.read_bytes()
-
-    def refused(match):
-        with pytest.raises(ValueError, match=match) as found:
-            load_temporal("tcve", "published code")
-        assert str(found.value).startswith("Load Temporal UNet: ")
-
-    file.write_bytes(whole[: len(whole) // 2])
-    refused(r"diffusion_pytorch_model.bin cannot be read safely")
-    torch.save({"conv_in.weight": Evil()}, file)
-    refused(r"diffusion_pytorch_model.bin cannot be read safely")
-    assert not (Path(folder_paths.get_output_directory()) / "owned").exists()
-    torch.save({"conv_in.weight": torch.zeros(1)}, file)
-    refused(r"tcve lacks conv_in_TempUnet.weight: it holds no TCVE network")
-
-
 GRAPH = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},
     "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a ball", "clip": ["1", 1]}},
@@ -215,5 +153,23 @@ GRAPH = {
 def test_the_prompt_is_found_in_the_graph():
     assert prompt_text(GRAPH, "4", "positive") == "a ball"
     assert prompt_text(GRAPH, "3", "positive") == prompt_text(None, None, "positive") == ""
-    round_about = {"1": {"inputs": {"positive": ["1", 0]}}}
-    assert prompt_text(round_about, "1", "positive") == ""
+    around = {"1": {"inputs": {"positive": ["1", 0]}}}
+    assert prompt_text(around, "1", "positive") == ""
+
+
+@pytest.mark.parametrize("order", [("positive", "negative"), ("negative", "positive")])
+def test_a_node_with_two_conditionings_passes_on_its_own(order):
+    """ControlNet Apply: the negative's text is nearer, or comes first, and is not the clip's."""
+    links = {"positive": ["3", 0], "negative": ["5", 0]}
+    graph = GRAPH | {
+        "4": {"inputs": {"positive": ["6", 0]}},
+        "5": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["1", 1]}},
+        "6": {
+            "class_type": "ControlNetApplyAdvanced",
+            "inputs": {name: links[name] for name in order} | {"strength": 1.0},
+        },
+    }
+    assert prompt_text(graph, "4", "positive") == "a ball"
+    assert prompt_text({**graph, "3": {"inputs": {}}}, "4", "positive") == ""
+    single = {**graph, "6": {"inputs": {"conditioning": ["3", 0], "strength": 1.0}}}
+    assert prompt_text(single, "4", "positive") == "a ball"

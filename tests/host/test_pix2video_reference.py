@@ -11,11 +11,16 @@ from typing import Any
 import comfy.patcher_extension
 import pytest
 import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.attention import optimized_attention
 from reweave.editing import host
-from reweave.editing.anchor_attention import AnchorAttention
+from reweave.editing.anchor_attention import KEYS, AnchorAttention, AnchorPass, Carried
 from reweave.editing.inversion import invert
 from reweave.editing.latent_guidance import LatentGuidance, pull
+from reweave.editing.protocol import Site, StepSource
+from reweave.kernels.frame_attention import frame_attention
 from reweave.kernels.schedule import sigma_space_from_vp, vp_from_sigma_space
+from reweave.tests.tolerances import assert_close, differ
 from safetensors.torch import load_file
 from torch import Tensor
 from toy import GOLDENS, reference_patcher, sample
@@ -141,3 +146,72 @@ def test_guided_update_equals_the_published_one():
         assert off_by(updated, golden[f"upd.t{t}.x_prev_updated"]) < 1e-4
         wrong = raw + vp_from_sigma_space(shift / (1 + sigma_next**2) ** 0.5, sigma_next)
         assert t < 400 or off_by(wrong, golden[f"upd.t{t}.x_prev_updated"]) > 1e-2
+
+
+def own_attention(layer: dict[str, Tensor], clip: Tensor, edit: AnchorAttention, cuts=()) -> Tensor:
+    """The last frame of a clip [F,L,C] after the recorded layer and its projection, [1,L,C].
+
+    `cuts`: how many frames each pass takes; what later passes read is handed on between them.
+    """
+    site, plan = Site("output", 1, 0), edit.plan(len(clip))
+    q, k, v = ((clip @ layer[f"to_{one}.weight"].T)[None] for one in "qkv")
+    carried: dict[Site, Carried] = {}
+    tokens = []
+    for frames in plan.order.split(list(cuts) or len(clip)):
+        pass_ = AnchorPass(frames, plan, [site], carried, StepSource())
+        parts = (part[:, frames] for part in (q, k, v))
+        tokens.append(pass_.attend(site, *parts, int(layer["heads"]), optimized_attention))
+        carried = pass_.handed_on
+    return F.linear(tokens[-1][0, -1:], layer["to_out.weight"], layer["to_out.bias"])
+
+
+LAYER = {
+    "out_plain_self": ("x",),
+    "out_anchor_twice": ("anchor", "x"),
+    "out_anchor_only": ("anchor", "previous", "x"),
+    "out_anchor_previous": ("anchor", "previous", "x"),
+}
+"""Recorded answer -> the clip whose last frame gives it."""
+EQUAL = {"out_anchor_twice", "out_anchor_only"}
+"""These were recorded as the same: the anchor joined to itself is the anchor."""
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts"),
+    [*((name, ()) for name in LAYER), ("out_anchor_only", (2, 1)), ("out_anchor_previous", (2, 1))],
+)
+def test_the_layer_answers_as_recorded(name, cuts):
+    layer = load_file(GOLDENS / "p2v_layer.safetensors")
+    clip = torch.cat([layer[frame] for frame in LAYER[name]])
+    edit = AnchorAttention(keys="anchor only" if name == "out_anchor_only" else KEYS[0])
+    out = own_attention(layer, clip, edit, cuts)
+    assert_close(out, layer[name])
+
+    for other in LAYER:
+        assert differ(out, layer[other]) != (other == name or {name, other} == EQUAL)
+    wrong_heads = layer | {"heads": layer["heads"] * 2}
+    assert differ(own_attention(wrong_heads, clip, edit, cuts), layer[name])
+    if len(clip) > 1:  # another frame's row, and a frame's own tokens among its keys
+        assert differ(own_attention(layer, clip.roll(1, 0), edit, cuts), layer[name])
+        own_too = replace(edit, own_tokens=True)
+        assert differ(own_attention(layer, clip, own_too, cuts), layer[name])
+    if len(clip) > 2:
+        wrong_row = replace(edit, keys="previous only")
+        assert differ(own_attention(layer, clip, wrong_row, cuts), layer[name])
+
+
+def test_a_key_that_is_repeated_as_in_the_recording_changes_nothing():
+    """The published code joins the anchor to itself for frame 1; ours reads it once."""
+    layer = load_file(GOLDENS / "p2v_layer.safetensors")
+    frames = torch.cat([layer["anchor"], layer["previous"], layer["x"]])
+    q, k, v = ((frames @ layer[f"to_{one}.weight"].T)[None] for one in "qkv")
+
+    def answer(*row: int) -> Tensor:
+        tokens = frame_attention(q[:, 2:], k, v, int(layer["heads"]), torch.tensor([row]))
+        return F.linear(tokens[0], layer["to_out.weight"], layer["to_out.bias"])
+
+    assert_close(answer(0, 0), layer["out_anchor_twice"])
+    assert_close(answer(0, 1), layer["out_anchor_previous"])
+    assert_close(answer(2), layer["out_plain_self"])
+    assert differ(answer(1, 1), layer["out_anchor_twice"])
+    assert differ(answer(0, 2), layer["out_anchor_previous"])

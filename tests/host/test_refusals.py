@@ -76,6 +76,34 @@ def test_other_base_weights(refused, model, inversion):
     assert f"({now.base[:8]} and {then.base[:8]})" in text and "Load the same checkpoint" in text
 
 
+def rounded(model, dtype: torch.dtype):
+    """The same checkpoint, loaded in another precision."""
+    other = patcher(SMALL)
+    with torch.inference_mode(False), torch.no_grad():
+        other.model.diffusion_model.to(dtype)
+    return host.fingerprint(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_the_same_weights_in_another_precision(model, inversion, refused, caplog, dtype):
+    """Their hashes differ by rounding alone, so whether they are the same cannot be told."""
+    now, then = host.fingerprint(model), rounded(model, dtype)
+    assert now.base != then.base and now.dtype == "float32" and then.dtype in str(dtype)
+    out = run(model, inversion, TokenFlow(inversion, interval=4))
+    caplog.clear()
+    other = replace(inversion, fingerprint=then)
+    assert torch.equal(run(model, other, TokenFlow(other, interval=4)), out)
+    assert f"weights are float32, those that inverted the clip {then.dtype}" in caplog.text
+    assert "base weights differ" in refused(replace(inversion, fingerprint=replace(then, dtype="")))
+
+
+def test_other_weights_in_half_precision(model, inversion, refused):
+    """float16 and float32 of one checkpoint have one hash: here a difference is a difference."""
+    assert rounded(model, torch.float16).base == host.fingerprint(model).base
+    other = replace(host.fingerprint(patcher(SMALL, seed=3)), dtype="float16")
+    assert "base weights differ" in refused(replace(inversion, fingerprint=other))
+
+
 @pytest.mark.parametrize("scheduler", ["karras", "normal"])
 def test_sigmas_off_the_trajectory(refused, model, inversion, scheduler):
     sampling = model.get_model_object("model_sampling")
@@ -93,10 +121,16 @@ def test_a_later_step_off_the_trajectory(refused, inversion):
     assert "step 3 of 3 starts at" in refused(sigmas=sigmas)
 
 
-def test_area_conditioning(refused):
-    settings = {"area": (4, 8, 0, 0), "strength": 1.0}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"area": (4, 8, 0, 0), "strength": 1.0},
+        {"mask": torch.ones(1, 64, 64), "set_area_to_bounds": True, "mask_strength": 1.0},
+    ],
+)
+def test_area_conditioning(refused, settings):
     text = refused(positive=[[conditioning(1)[0][0], settings]])
-    assert "area conditioning" in text and "Use a MASK" in text
+    assert "area conditioning" in text and "Use a MASK" in text and "mask bounds" in text
 
 
 def test_context_windows(refused):

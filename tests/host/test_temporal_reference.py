@@ -22,7 +22,7 @@ from reweave.editing.temporal_unet.plan import (
     read_plan,
     site_modules,
 )
-from reweave.editing.temporal_unet.published_files import published_names
+from reweave.editing.temporal_unet.published_names import published_names
 from reweave.editing.temporal_unet.training import Trainer, TrainingSettings
 from tcve import (
     PUBLISHED,
@@ -211,7 +211,7 @@ def test_the_tuned_transformer_is_the_recorded_one():
     x, text = recorded["tr3d.in.x"], recorded["tr3d.in.ctx"]
 
     def run(branches: int) -> Tensor:
-        features = SimpleNamespace(net=net)
+        features = SimpleNamespace(net=net, window=0, overlap=0)
         unet = SimpleNamespace(
             input_blocks=[], middle_block=[], output_blocks=[[attention]], out=[attention.norm]
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import comfy.lora
+import comfy.model_base
 import comfy.model_management
 import comfy.utils
 import pytest
 import torch
 from clips import SMALL, SMALL_XL, clip_latents, run, same, source
+from comfy.model_sampling import V_PREDICTION, ModelSamplingDiscrete
 from reweave.editing import host
 from reweave.editing.extended_attention import ExtendedAttention
 from reweave.editing.host import temporal_training
@@ -16,46 +18,14 @@ from reweave.editing.host.temporal_unet import TemporalEdit, apply_temporal
 from reweave.editing.temporal_unet.network import TemporalNetwork
 from reweave.editing.temporal_unet.plan import Architecture, read_plan
 from reweave.editing.temporal_unet.training import Trainer, TrainingSettings
+from small_training import KINDS, assert_untouched, frozen_copy, request, train
 from tcve import trained
 from toy import conditioning, patcher
-
-KINDS = {
-    "paper": Architecture(),
-    "paper with down units": Architecture(down_units=True),
-    "published": Architecture("published", "correct"),
-}
 
 
 @pytest.fixture(scope="module")
 def model():
     return patcher(SMALL)
-
-
-def request(kind="paper", steps=3, every=0, gigabytes=24.0, **settings) -> TrainingRequest:
-    settings = {"learning_rate": 1e-3, "checkpointing": False} | settings
-    return TrainingRequest(
-        KINDS[kind], TrainingSettings(steps=steps, **settings), every, gigabytes, "a prompt"
-    )
-
-
-def train(model, asked, frames=4, seed=5):
-    return train_temporal(model, conditioning(), {"samples": clip_latents(frames, 8, seed)}, asked)
-
-
-def frozen_copy(model):
-    return {name: value.clone() for name, value in model.model.state_dict().items()}
-
-
-def assert_untouched(model, before):
-    after = model.model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    modules = model.model.modules()
-    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules) == 0
-    assert not any("forward" in vars(module) for module in model.model.modules())
-    assert not any(
-        weight.requires_grad and weight.grad is not None for weight in model.model.parameters()
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,6 +73,48 @@ def test_every_trained_weight_moves_and_the_model_does_not(model, kind):
     assert not torch.equal(edited, untouched)
 
 
+def first_draw(model):
+    """Noise level and noise of the first step, as its seed says."""
+    generator = torch.Generator().manual_seed(33)
+    timestep = int(torch.randint(1000, (), generator=generator))
+    noise = torch.randn(4, 4, 8, 8, generator=generator)
+    clean = model.model.process_latent_in(clip_latents(4, 8, 5))
+    sigma = model.get_model_object("model_sampling").sigmas[timestep]
+    signal = 1 / (1 + sigma.double() ** 2)
+    root, rest = float(signal.sqrt()), float((1 - signal).sqrt())
+    context = conditioning()[0][0].expand(4, -1, -1)
+    noisy = root * clean + rest * noise
+    out = model.model.diffusion_model(noisy, torch.full((4,), float(timestep)), context)
+    return out, {"v": root * noise - rest * clean, "noise": noise}
+
+
+def told_v(model):
+    """As the node ModelSamplingDiscrete does it: v, on a model that says it predicts noise."""
+    clone = model.clone()
+    sampling = type("Sampling", (ModelSamplingDiscrete, V_PREDICTION), {})
+    clone.add_object_patch("model_sampling", sampling(model.model.model_config))
+    return clone
+
+
+TYPES = comfy.model_base.ModelType
+PREDICTING = {
+    "noise": lambda: patcher(SMALL, TYPES.EPS),
+    "v": lambda: patcher(SMALL, TYPES.V_PREDICTION),
+    "v, by a node": lambda: told_v(patcher(SMALL, TYPES.EPS)),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTING)
+def test_the_first_loss_is_the_hand_made_one(kind):
+    """Untrained, "paper" is the image UNet alone: its error of v, or of the noise."""
+    model = PREDICTING[kind]()
+    (loss,) = train(model, request(steps=1)).losses
+    out, targets = first_draw(model)
+    errors = {name: float((out - target).square().mean()) for name, target in targets.items()}
+    assert loss == pytest.approx(errors.pop(kind.split(",")[0]), rel=1e-5)
+    assert loss != pytest.approx(*errors.values(), rel=1e-2)
+
+
 def test_training_lowers_the_loss(model):
     payload = train(model, request(steps=40, learning_rate=1e-2))
     assert sum(payload.losses[-10:]) < 0.9 * sum(payload.losses[:10])
@@ -122,80 +134,6 @@ def test_a_seed_gives_a_training_and_checkpoints_do_not_change_it(model, monkeyp
         if w.float().std() > 1e-3
     )
     assert other.losses != plain.losses
-
-
-def stop_after(monkeypatch, steps, error):
-    """As the Cancel button does it, or a crash."""
-    step = Trainer.step
-
-    def stopping(self):
-        if self.done == steps:
-            raise error
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "step", stopping)
-
-
-@pytest.mark.parametrize(
-    "error", [comfy.model_management.InterruptProcessingException(), RuntimeError("out of luck")]
-)
-@pytest.mark.parametrize("kind", ["paper", "published"])
-def test_a_stopped_training_leaves_the_model_and_goes_on_bit_for_bit(
-    model, kind, error, monkeypatch
-):
-    before = frozen_copy(model)
-    with monkeypatch.context() as patch:
-        patch.setattr(temporal_training, "resume_from", lambda *_: False)
-        whole = train(model, request(kind, steps=4))
-    for file in host.cache_folder().rglob("*.safetensors"):
-        file.unlink()
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2, error)
-        with pytest.raises(type(error)):
-            train(model, request(kind, steps=4))
-    assert_untouched(model, before)
-    assert len(list((host.cache_folder() / "training").glob("*.safetensors"))) == 1
-    steps = []
-    step = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda self: (steps.append(self.done), step(self))[1])
-    resumed = train(model, request(kind, steps=4))
-    assert steps == [2, 3] and resumed.losses == whole.losses and resumed.key == whole.key
-
-
-def test_more_steps_go_on_and_other_settings_do_not(model, monkeypatch):
-    steps = []
-    step = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda self: (steps.append(self.done), step(self))[1])
-    train(model, request(steps=2))
-    train(model, request(steps=3))
-    assert steps == [0, 1, 2]
-    steps.clear()
-    train(model, request(steps=2))  # fewer than the snapshot has
-    assert steps == [0, 1]
-    for changed in (request(steps=1, learning_rate=2e-3), request("published", steps=1)):
-        steps.clear()
-        train(model, changed)
-        assert steps == [0]
-    steps.clear()
-    train(model, request(steps=1), seed=6)
-    assert steps == [0]
-
-
-def test_a_broken_snapshot_is_not_used(model):
-    train(model, request(steps=2))
-    (path,) = (host.cache_folder() / "training").glob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:1000])
-    assert train(model, request(steps=2)).steps == 2
-
-
-def test_snapshots_are_written_on_the_way(model, monkeypatch):
-    written = []
-    save = temporal_training.save_snapshot
-    monkeypatch.setattr(
-        temporal_training, "save_snapshot", lambda p, t: (written.append(t.done), save(p, t))[1]
-    )
-    train(model, request(steps=5, every=2))
-    assert written == [2, 4, 5]
 
 
 def test_the_loss_curve_is_shown_on_the_way(model, monkeypatch):
@@ -264,6 +202,25 @@ def test_sdxl_is_told_its_pooled_conditioning():
     )
     payload = train_temporal(model, positive, {"samples": clip_latents(2)}, request(steps=2))
     assert seen == [(2, 2816)] * 2 and payload.steps == 2
+
+
+def test_an_inpainting_model_is_refused_before_it_is_loaded(model, monkeypatch):
+    def loading(*_args, **_kwargs):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", loading)
+    with pytest.raises(
+        ValueError,
+        match=r"Train Temporal UNet: expected a UNet that takes the 4 channels of the latents, "
+        r"this SD15 model's takes 9 \(an inpainting model, .*\). Load the plain checkpoint",
+    ):
+        train(patcher(SMALL | {"in_channels": 9}), request())
+    latent = {"samples": torch.zeros(2, 16, 8, 8)}
+    with pytest.raises(
+        ValueError,
+        match=r"latents of 4 channels, which this SD15 model has, got 16. Encode the clip with the",
+    ):
+        train_temporal(model, conditioning(), latent, request())
 
 
 def test_what_cannot_be_trained_is_said_first(model):

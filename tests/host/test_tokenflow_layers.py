@@ -8,7 +8,8 @@ from clips import ATTACH
 from reweave.editing.host.call import ModelCall
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.protocol import Site
-from reweave.editing.tokenflow import KeyFramePass, SourceFieldPass, SourceKeyPass, TokenFlow
+from reweave.editing.source_field import SourceFieldPass, SourceKeyPass
+from reweave.editing.tokenflow import KeyFramePass, TokenFlow
 from safetensors.torch import load_file
 from test_tokenflow_reference import inversion, run, sigma
 from toy import GOLDENS, reference_patcher

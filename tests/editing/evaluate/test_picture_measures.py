@@ -45,7 +45,7 @@ def test_background_psnr_and_mse_are_those_of_its_pixels():
         a, b = a.copy(), b.copy()
         a[inside] = b[inside] = 0
         published.append(peak_signal_noise_ratio(a, b, data_range=1.0))
-    assert_close(found["background PSNR"].series, torch.tensor(psnr, dtype=torch.float64))
+    assert_close(found["background PSNR"].series.float(), torch.tensor(psnr).float())
     assert_close(found["background MSE"].series.float(), torch.tensor(mse).float())
     assert f"FiVE's code: {sum(published) / FRAMES:.2f} dB" in found["background PSNR"].note
 
@@ -94,6 +94,16 @@ def test_a_small_mask_is_scaled():
     mask = F.interpolate(boxed()[:, None], scale_factor=0.5, mode="nearest-exact")[:, 0]
     outside = background.background(Evidence(clip(0), clip(1), mask=mask))
     assert float((outside == (boxed() < 0.5)).double().mean()) > 0.97
+
+
+def test_a_frame_that_the_object_fills_is_left_out():
+    source, edited, mask = clip(0), clip(1), boxed()
+    mask[1] = 1
+    for name, metric in measured(source, edited, mask).items():
+        assert metric.series.isnan().tolist() == [False, True, False], name
+        others = measured(source[::2], edited[::2], mask[::2])[name]
+        assert metric.value == pytest.approx(others.value)
+        assert metric.note == others.note or "PSNR" not in name
 
 
 @pytest.mark.parametrize(
@@ -217,7 +227,9 @@ def test_lpips_is_the_distance_of_normalised_features(
                 total += ((unit[0] - unit[1]).square() * head).sum(1).mean((1, 2)).double()
                 layer += 1
     assert layer == 5
-    found = perceptual.lpips(a, b)
+    looks: list[int] = []
+    found = perceptual.lpips(a, b, lambda: looks.append(1))
+    assert len(looks) == 2, "once per pair"
     assert_close(found.float(), total.float())
     metrics = perceptual.lpips_metrics(Evidence(a, a))
     assert metrics[0].value == 0 and metrics[1].value == pytest.approx(metrics[1].source_value)
@@ -252,6 +264,20 @@ def test_a_texture_that_sticks_to_the_surface_does_not_vary():
     swimming = painted()[:1].expand(4, -1, -1, -1)
     moved = points.point_metric(Evidence(painted(), swimming, uv=uv, on_surface=seen))
     assert moved.value > 10 and moved.source_value == pytest.approx(0, abs=1e-3)
+
+
+def test_a_frame_is_triangulated_once_for_source_and_edit(monkeypatch: pytest.MonkeyPatch):
+    uv, seen = surface()
+    frames: list[int] = []
+    triangulated = points.LinearNDInterpolator
+
+    def counted(*given: Any) -> Any:
+        frames.append(1)
+        return triangulated(*given)
+
+    monkeypatch.setattr(points, "LinearNDInterpolator", counted)
+    points.point_metric(Evidence(painted(), painted(), uv=uv, on_surface=seen))
+    assert len(frames) == len(uv)
 
 
 def test_a_known_flicker_is_its_standard_deviation():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
-from reweave.editing.evaluate import comparing, evidence, measure, pictures, table
+from reweave.editing.evaluate import comparing, evidence, measure, perceptual, pictures, table
 from reweave.editing.evaluate.types import HIGHER, LOWER, Evidence, Metric, Report
 from reweave.tests.tolerances import assert_close
 
@@ -101,17 +102,50 @@ def test_work_is_told_and_can_be_stopped():
     assert [done for done in seen if done] == [1, 2, 3, 4, 5]
     assert seen.count(0) == 5 * (F - 1), "before every flow: three of DIS, two of Farneback"
 
-    class Stop(Exception):
-        pass
+    with pytest.raises(Stop):
+        measure(Evidence(clip(0), clip(1)), lambda total: stop)
 
-    def stopping(total: int):
+
+class Stop(Exception):
+    pass
+
+
+def stop(done: int) -> None:
+    raise Stop
+
+
+def stopped_at(stages: int) -> Callable[[int], Callable[[int], None]]:
+    """Stops at the first look at Cancel after so many stages."""
+
+    def progress(total: int) -> Callable[[int], None]:
+        reached = [0]
+
         def tick(done: int) -> None:
-            raise Stop
+            reached[0] = max(done, reached[0])
+            if not done and reached[0] >= stages:
+                raise Stop
 
         return tick
 
+    return progress
+
+
+@pytest.mark.parametrize(("stages", "family"), [(2, "SSIM"), (3, "LPIPS"), (4, "points")])
+def test_a_long_family_can_be_stopped_inside(
+    monkeypatch: pytest.MonkeyPatch, stages: int, family: str
+):
+    def found(one: torch.Tensor, other: torch.Tensor, check: Callable[[], None]) -> torch.Tensor:
+        check()
+        return torch.zeros(len(one), dtype=torch.float64)
+
+    monkeypatch.setattr(perceptual, "why_not", lambda evidence: "")
+    monkeypatch.setattr(perceptual, "lpips", found)
+    x, y = (torch.arange(n) / n * 2 - 1 for n in (W, H))
+    uv = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(F, -1, -1, -1)
+    given = Evidence(clip(0), clip(1), mask=torch.zeros(1, H, W), uv=uv)
+    assert not {m.name for m in measure(given).missing} & set(NAMES[:11]), family
     with pytest.raises(Stop):
-        measure(Evidence(clip(0), clip(1)), stopping)
+        measure(given, stopped_at(stages))
 
 
 def test_a_plot_per_measure(report: Report):
