@@ -23,7 +23,7 @@ from torch import Tensor
 
 from demo.quality_clips import CLIPS
 
-STRENGTH = 0.05
+STRENGTH, CFG = 0.05, 7.5
 FREE = {clip.name for clip in CLIPS if clip.target_colour is None}
 HALVES = ("plain", "AnchorAttention", "+ LatentGuidance", "+ flow-warped target")
 MEASURES = {"colour variation": "/255", "background change": "/255", "silhouette IoU": ""}
@@ -82,7 +82,7 @@ def table(results: Results) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print and write benchmarks/results/pix2video_quality.json."""
-    results, notes = measured("pix2video_quality", COLUMNS, __doc__, free_only=True)
+    results, notes = measured("pix2video_quality", COLUMNS, __doc__, CFG, free_only=True)
     strength = f"Guidance strength {STRENGTH} until 0.52. Structure source: Plug-and-Play."
     write_result("pix2video_quality", table(results), [notes, strength])
 

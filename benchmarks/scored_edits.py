@@ -24,7 +24,7 @@ from torch import Tensor
 from demo.quality_clips import CLIPS, QualityClip, moving_scene
 from demo.scenes import COLOURS, PALETTE, draw
 
-SIZE, CFG = 128, 2.0
+SIZE = 128
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"
 Columns = Mapping[str, Callable[[Any, Tensor], list[Any]]]
 """Name -> (inversion, source frames [F,3,H,W]) -> the edits of that column."""
@@ -57,7 +57,7 @@ def scores(edited: Tensor, decoded: Tensor, scene: Any, mask: Tensor, clip: Qual
 
 
 def run_clip(
-    clip: QualityClip, parts: tuple, steps: int, columns: Columns, sheet: Path
+    clip: QualityClip, parts: tuple, steps: int, cfg: float, columns: Columns, sheet: Path
 ) -> dict[str, dict[str, float]]:
     """All columns of one clip."""
     model, clip_model, vae = parts
@@ -76,7 +76,7 @@ def run_clip(
     for column, edits_of in columns.items():
         started = time.process_time()
         edits = edits_of(inversion, drawn.image)
-        edited = sample(model, inversion, edits, target, source, CFG)
+        edited = sample(model, inversion, edits, target, source, cfg)
         frames = vae.decode(edited).movedim(-1, 1).clamp(0, 1)
         rows[column] = scores(frames, decoded, scene, drawn.mask, clip)
         rows[column]["CPU seconds"] = time.process_time() - started
@@ -91,7 +91,9 @@ def chosen(count: int) -> list[QualityClip]:
     return list(CLIPS) if count <= 0 else [*CLIPS[:count], *CLIPS[half : half + count]]
 
 
-def collect(clips: list[QualityClip], steps: int, folder: Path, columns: Columns) -> Results:
+def collect(
+    clips: list[QualityClip], steps: int, cfg: float, folder: Path, columns: Columns
+) -> Results:
     """Scores of every clip, from the kept results where they are."""
     results: Results = {}
     parts: tuple | None = None
@@ -99,7 +101,7 @@ def collect(clips: list[QualityClip], steps: int, folder: Path, columns: Columns
         path = folder / f"{clip.name.replace(' ', '_')}.json"
         if not path.is_file():
             parts = parts or load_demo_checkpoint()
-            rows = run_clip(clip, parts, steps, columns, path.with_suffix(".png"))
+            rows = run_clip(clip, parts, steps, cfg, columns, path.with_suffix(".png"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(rows))
         results[clip.name] = json.loads(path.read_text())
@@ -114,22 +116,24 @@ def average(results: Results, column: str, measure: str) -> float | None:
 
 
 def measured(
-    name: str, columns: Columns, description: str | None, free_only: bool = False
+    name: str, columns: Columns, description: str | None, cfg: float, free_only: bool = False
 ) -> tuple[Results, str]:
     """Runs the benchmark `name` with the command line's options -> results, and what was run.
 
+    cfg: guidance unless the command line says another.
     free_only: leaves the half of the clips out whose edit names the object's colour.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--clips", type=int, default=0, help="clips of each half; 0 = all")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=cfg)
     options = parser.parse_args()
     content = content_of(DEMO)
     clips = [c for c in chosen(options.clips) if not free_only or c.target_colour is None]
     with torch.inference_mode():
-        folder = KEPT / f"{name}_{content}_{options.steps}_{CFG}"
-        results = collect(clips, options.steps, folder, columns)
+        folder = KEPT / f"{name}_{content}_{options.steps}_{options.cfg:g}"
+        results = collect(clips, options.steps, options.cfg, folder, columns)
     return results, (
         f"{len(clips)} of {len(CLIPS)} clips, 16 frames at {SIZE} px, {options.steps} steps, "
-        f"cfg {CFG}, demo checkpoint {content}; negative = the source's caption."
+        f"cfg {options.cfg:g}, demo checkpoint {content}; negative = the source's caption."
     )
