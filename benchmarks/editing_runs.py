@@ -35,6 +35,8 @@ class Job:
     """[F,3,H,W] the frames through the VAE."""
     mask: Tensor | None
     """[F,1,H,W] in 0..1: the object, where it is known. Only StableVideo uses it, for its atlas."""
+    layers: tuple[str, ...] = ()
+    """What the words change: foreground, background. Only StableVideo uses it."""
 
 
 def encoded_text(clip_model: Any, text: str) -> list:

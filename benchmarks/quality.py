@@ -158,7 +158,7 @@ class Models:
         inversion, decoded = inverted(model, vae, negative, footage.frames, self.chosen.steps)
         return Job(
             model, vae, inversion, positive, negative, self.chosen.cfg, footage.frames,
-            decoded, footage.mask,
+            decoded, footage.mask, case.layers,
         )  # fmt: skip
 
 

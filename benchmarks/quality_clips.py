@@ -19,6 +19,7 @@ PROMPTS = "prompts.json"
 OUTLINE = "another shape"
 """The kind of an edit that changes the object's outline, whatever else it changes."""
 MOST_FRAMES = 48
+LAYERS = ("foreground", "background")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Case:
     mask: Path | None = None
     start: int = 0
     frames: int = MOST_FRAMES
+    layers: tuple[str, ...] = ()
+    """What the words change: foreground, background; () = the object where a mask is given."""
 
     @property
     def key(self) -> str:
@@ -42,6 +45,8 @@ class Case:
         known["frames"] = self.frames
         if self.rendered is not None:
             known["clip"] = repr(self.rendered)
+        elif self.layers:
+            known["layers"] = self.layers
         for path in (self.file, self.mask):
             if path is not None:
                 known[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -65,9 +70,12 @@ def rendered_cases(full: bool, limit: int) -> list[Case]:
     chosen = CLIPS if full else CLIPS[:DEFAULT]
     chosen = chosen[:limit] if limit > 0 else chosen
     return [
-        Case(c.name, kind_of(c), c.source.caption, c.target.caption, rendered=c, frames=c.frames)
+        Case(
+            c.name, kind_of(c), c.source.caption, c.target.caption, rendered=c, frames=c.frames,
+            layers=layers_of(c),
+        )
         for c in chosen
-    ]
+    ]  # fmt: skip
 
 
 def kind_of(clip: EditClip) -> str:
@@ -75,13 +83,24 @@ def kind_of(clip: EditClip) -> str:
     return clip.kind if clip.source.shape == clip.target.shape else OUTLINE
 
 
+def layers_of(clip: EditClip) -> tuple[str, ...]:
+    """The layers whose words change; a style is of both."""
+    words = dict(zip(LAYERS, (("colour", "texture", "shape"), ("back", "pattern")), strict=True))
+    return tuple(
+        layer
+        for layer, names in words.items()
+        if any(getattr(clip.source, n) != getattr(clip.target, n) for n in (*names, "style"))
+    )
+
+
 def real_cases(folder: Path, limit: int) -> list[Case]:
     """Those that the folder's prompts.json names:
 
         [{"file": "dog.mp4", "source": "a dog on grass", "target": "a fox on grass",
-          "mask": "dog_mask.mp4", "start": 0, "frames": 32}, ...]
+          "mask": "dog_mask.mp4", "layers": ["foreground"], "start": 0, "frames": 32}, ...]
 
-    mask (a picture or a video, white = object), start and frames may be left out.
+    mask (a picture or a video, white = object), layers (what the words change, for methods with
+    layers), start and frames may be left out.
 
     Raises: ValueError naming what is missing.
     """
@@ -99,8 +118,13 @@ def real_cases(folder: Path, limit: int) -> list[Case]:
             raise ValueError(f"{PROMPTS}, entry {number}: no file {', '.join(absent)} in {folder}")
         name = f"{file.stem}: {entry['target']}"
         start, frames = int(entry.get("start", 0)), int(entry.get("frames", MOST_FRAMES))
-        texts = entry["source"], entry["target"]
-        cases.append(Case(name, "real", *texts, None, file, mask, start, frames))
+        texts, layers = (entry["source"], entry["target"]), tuple(entry.get("layers", ()))
+        if set(layers) - set(LAYERS) or (mask is None and LAYERS[0] in layers):
+            raise ValueError(
+                f"{PROMPTS}, entry {number}: layers are {' and '.join(LAYERS)}, and the "
+                f"{LAYERS[0]} needs a mask; got {list(layers)}"
+            )
+        cases.append(Case(name, "real", *texts, None, file, mask, start, frames, layers))
     return cases[:limit] if limit > 0 else cases
 
 

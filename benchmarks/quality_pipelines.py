@@ -39,23 +39,27 @@ def called(name: str, **given: Any) -> tuple:
 
 
 def stablevideo(job: Job) -> Tensor:
-    """The object edited in key frames and carried through an atlas; the source's layout comes
-    from partial noise, as there is no ControlNet."""
+    """The layers that the words change, edited in key frames and carried through an atlas; the
+    source's layout comes from partial noise, as there is no ControlNet."""
     frames, mask = job.frames.movedim(1, -1), None if job.mask is None else job.mask[:, 0]
-    layer = "foreground" if mask is not None else "background"
     (atlas,) = called("FitAtlas", image=frames, mask=mask, steps=500)
+    layers = job.layers or ("foreground" if mask is not None else "background",)
+    textures = {layer: _edited_texture(job, frames, atlas, layer) for layer in layers}
+    (out,) = called("RenderAtlas", atlas=atlas, image=frames, **textures)
+    return out.movedim(-1, 1).clamp(0, 1)
+
+
+def _edited_texture(job: Job, frames: Tensor, atlas: Any, layer: str) -> Tensor:
     pictures, masks, numbers = called(
         "EditKeyframes", model=job.model, vae=job.vae, positive=job.positive, negative=job.negative,
         image=frames, atlas=atlas, layer=layer, cfg=4.0, noise_strength=0.35, first_strength=0.75,
         resolution=max(frames.shape[1:3]), margin=24, minimum_side=64, backdrop="source pixels",
         uncovered="source pixels", mapping="fast",
     )  # fmt: skip
-    texture = called(
+    return called(
         "AggregateKeyframes", atlas=atlas, image=pictures, mask=masks, key_frames=numbers,
         layer=layer, method="mean", unseen="original texture", mapping="fast",
     )[0]  # fmt: skip
-    (out,) = called("RenderAtlas", atlas=atlas, image=frames, **{layer: texture})
-    return out.movedim(-1, 1).clamp(0, 1)
 
 
 def tcve(job: Job) -> Tensor:

@@ -179,6 +179,18 @@ def test_another_shape_is_a_kind_of_its_own_and_no_part_of_the_key(parts: Simple
     assert cases[0].key == "9eff6ac02bbd3f5a", "the cells that are kept on every machine"
 
 
+def test_the_layers_of_an_edit_are_those_whose_words_change(parts: SimpleNamespace):
+    layers_of, clip = parts.quality_clips.layers_of, parts.edit_clips.CLIPS[0]
+    for changes, expected in (
+        ({"colour": "purple"}, ("foreground",)),
+        ({"pattern": "cloudy"}, ("background",)),
+        ({"back": "white", "texture": "spotted"}, ("foreground", "background")),
+        ({"style": "sepia"}, ("foreground", "background")),
+    ):
+        changed = replace(clip, target=replace(clip.source, **changes))
+        assert layers_of(changed) == expected
+
+
 @pytest.mark.parametrize(
     ("entries", "text"),
     [
@@ -186,6 +198,8 @@ def test_another_shape_is_a_kind_of_its_own_and_no_part_of_the_key(parts: Simple
         ([{"file": "dog.mp4", "source": "x"}], r"prompts.json, entry 0: target missing"),
         ([ENTRY, {**ENTRY, "mask": "no.png"}], r"prompts.json, entry 1: no file no.png in"),
         ([{**ENTRY, "file": "cat.mp4"}], r"entry 0: no file cat.mp4 in"),
+        ([{**ENTRY, "layers": ["sky"]}], r"entry 0: layers are foreground and background"),
+        ([{**ENTRY, "layers": ["foreground"]}], r"the foreground needs a mask"),
     ],
 )
 def test_what_is_missing_in_the_folder_is_named(parts, tmp_path: Path, entries, text):
