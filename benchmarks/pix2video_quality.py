@@ -18,7 +18,7 @@ from reweave.editing.anchor_attention import AnchorAttention
 from reweave.editing.latent_guidance import LatentGuidance
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.warping import flow_between
-from scored_edits import Columns, Results, average, measured
+from scored_edits import SOURCE, Columns, Results, average, measured
 from torch import Tensor
 
 from demo.quality_clips import CLIPS
@@ -62,7 +62,7 @@ def table(results: Results) -> list[dict[str, Any]]:
     rows = [
         row(
             "source clip: colour variation",
-            average(free, "source clip", "colour variation"),
+            average(free, SOURCE, "colour variation"),
             "/255",
         )
     ]

@@ -1,7 +1,7 @@
 """Edits of the named rendered clips, scored against ground truth: what quality benchmarks share.
 
 Every column edits the same 16-frame clips from the same inversion, with the same checkpoint,
-seeds, steps and cfg. Results of finished clips are kept in .cache/quality/, so that a stopped run
+seeds, steps and cfg. Finished columns of a clip are kept in .cache/quality/, so that a stopped run
 goes on. Import it after `load_pack()`.
 """
 
@@ -26,6 +26,8 @@ from demo.scenes import COLOURS, PALETTE, draw
 
 SIZE = 128
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"
+SOURCE = "source clip"
+"""The column of the source through the VAE."""
 Columns = Mapping[str, Callable[[Any, Tensor], list[Any]]]
 """Name -> (inversion, source frames [F,3,H,W]) -> the edits of that column."""
 Results = dict[str, dict[str, dict[str, float]]]
@@ -57,9 +59,9 @@ def scores(edited: Tensor, decoded: Tensor, scene: Any, mask: Tensor, clip: Qual
 
 
 def run_clip(
-    clip: QualityClip, parts: tuple, steps: int, cfg: float, columns: Columns, sheet: Path
-) -> dict[str, dict[str, float]]:
-    """All columns of one clip."""
+    clip: QualityClip, parts: tuple, steps: int, cfg: float, columns: Columns, folder: Path
+) -> None:
+    """Fills the columns of one clip: NAME.json with its scores, NAME.png with four frames."""
     model, clip_model, vae = parts
     scene = moving_scene(clip)
     drawn = draw(scene, SIZE)
@@ -67,22 +69,20 @@ def run_clip(
         encoded_text(clip_model, text) for text in (clip.source_caption, clip.target_caption)
     )
     inversion, decoded = inverted(model, vae, source, drawn.image, steps)
-    rows: dict[str, dict[str, float]] = {
-        "source clip": {
-            "colour variation": float(point_colours(decoded, scene).std(0).mean()) * 255
-        }
-    }
-    pictures = [drawn.image[::5]]
+    own = float(point_colours(decoded, scene).std(0).mean()) * 255
+    _keep(folder, SOURCE, {"colour variation": own}, drawn.image)
     for column, edits_of in columns.items():
         started = time.process_time()
         edits = edits_of(inversion, drawn.image)
         edited = sample(model, inversion, edits, target, source, cfg)
         frames = vae.decode(edited).movedim(-1, 1).clamp(0, 1)
-        rows[column] = scores(frames, decoded, scene, drawn.mask, clip)
-        rows[column]["CPU seconds"] = time.process_time() - started
-        pictures.append(frames[::5])
-    save_sheet(pictures, sheet)
-    return rows
+        row = scores(frames, decoded, scene, drawn.mask, clip)
+        _keep(folder, column, row | {"CPU seconds": time.process_time() - started}, frames)
+
+
+def _keep(folder: Path, column: str, row: dict[str, float], frames: Tensor) -> None:
+    save_sheet([frames[::5]], folder / f"{column}.png")
+    (folder / f"{column}.json").write_text(json.dumps(row), encoding="utf-8")
 
 
 def chosen(count: int) -> list[QualityClip]:
@@ -92,19 +92,23 @@ def chosen(count: int) -> list[QualityClip]:
 
 
 def collect(
-    clips: list[QualityClip], steps: int, cfg: float, folder: Path, columns: Columns
+    clips: list[QualityClip], steps: int, cfg: float, folder: Path, columns: Columns, only: set[str]
 ) -> Results:
-    """Scores of every clip, from the kept results where they are."""
+    """Scores of every clip, from the kept results where they are; `only`: columns to fill."""
     results: Results = {}
     parts: tuple | None = None
     for number, clip in enumerate(clips):
-        path = folder / f"{clip.name.replace(' ', '_')}.json"
-        if not path.is_file():
+        kept = folder / clip.name.replace(" ", "_")
+        lacking = {
+            name: edits
+            for name, edits in columns.items()
+            if name in only and not (kept / f"{name}.json").is_file()
+        }
+        if lacking:
             parts = parts or load_demo_checkpoint()
-            rows = run_clip(clip, parts, steps, cfg, columns, path.with_suffix(".png"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(rows))
-        results[clip.name] = json.loads(path.read_text())
+            run_clip(clip, parts, steps, cfg, lacking, kept)
+        files = {name: kept / f"{name}.json" for name in (SOURCE, *columns)}
+        results[clip.name] = {n: json.loads(f.read_text()) for n, f in files.items() if f.is_file()}
         print(f"{number + 1}/{len(clips)} {clip.name}", flush=True)
         for column, row in results[clip.name].items():
             print(f"    {column:24s}", {k: round(v, 3) for k, v in row.items()}, flush=True)
@@ -112,7 +116,13 @@ def collect(
 
 
 def average(results: Results, column: str, measure: str) -> float | None:
-    return mean([row[column].get(measure) for row in results.values()])
+    return mean([row.get(column, {}).get(measure) for row in results.values()])
+
+
+def counted(results: Results, column: str) -> str:
+    """For a row's name: of how many clips it is, where the column was not run on all."""
+    run = sum(column in row for row in results.values())
+    return "" if run == len(results) else f" ({run} of these clips)"
 
 
 def measured(
@@ -127,12 +137,13 @@ def measured(
     parser.add_argument("--clips", type=int, default=0, help="clips of each half; 0 = all")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=cfg)
+    parser.add_argument("--column", action="append", choices=list(columns), help="default: all")
     options = parser.parse_args()
-    content = content_of(DEMO)
+    content, only = content_of(DEMO), set(options.column or columns)
     clips = [c for c in chosen(options.clips) if not free_only or c.target_colour is None]
     with torch.inference_mode():
         folder = KEPT / f"{name}_{content}_{options.steps}_{options.cfg:g}"
-        results = collect(clips, options.steps, options.cfg, folder, columns)
+        results = collect(clips, options.steps, options.cfg, folder, columns, only)
     return results, (
         f"{len(clips)} of {len(CLIPS)} clips, 16 frames at {SIZE} px, {options.steps} steps, "
         f"cfg {options.cfg:g}, demo checkpoint {content}; negative = the source's caption."

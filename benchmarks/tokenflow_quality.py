@@ -3,7 +3,7 @@
 Plug-and-Play injects in every step, where TokenFlow's published settings stop after half of them
 (queries, keys) and four fifths (features): on the demo checkpoint outlines melt once it stops.
 --clips N takes the first N of both halves (edits that name a colour; edits that leave a texture's
-layout or a colour open).
+layout or a colour open), --column NAME fills only that column.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common import write_result
 from reweave.editing.extended_attention import ExtendedAttention
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
-from scored_edits import Columns, Results, average, measured
+from scored_edits import SOURCE, Columns, Results, average, counted, measured
 
 
 def injection(inversion: Any) -> PlugAndPlay:
@@ -43,9 +43,12 @@ COLUMNS: Columns = {
 def table(results: Results) -> list[dict[str, Any]]:
     """Rows for the result file: every measure of every column, goals on the last column."""
     best = list(COLUMNS)[-1]
-    plain = {m: average(results, "plain", m) for m in ("background change", "colour variation")}
-    source = average(results, "source clip", "colour variation") or 0.0
-    limit = max(0.15 * (plain["colour variation"] or 0.0), 1.2 * source)
+    both = {clip: rows for clip, rows in results.items() if {best, "plain"} <= set(rows)}
+    plain = {m: average(both, "plain", m) for m in ("background change", "colour variation")}
+    limit = max(
+        0.15 * (plain["colour variation"] or 0.0),
+        1.2 * (average(both, SOURCE, "colour variation") or 0.0),
+    )
     goals = {
         "target colour coverage": (">= 0.97", lambda v: v >= 0.97),
         "background change": (
@@ -56,13 +59,15 @@ def table(results: Results) -> list[dict[str, Any]]:
         "colour variation": (f"<= {limit:.2f}", lambda v: v <= limit),
     }
     units = {"background change": "/255", "colour variation": "/255", "CPU seconds": "s"}
+    source = average(results, SOURCE, "colour variation") or 0.0
     rows = [_row("source clip: colour variation", source, "/255")]
     for column in COLUMNS:
         for measure in (*goals, "CPU seconds"):
             value = average(results, column, measure)
             if value is None:
                 continue
-            row = _row(f"{column}: {measure}", value, units.get(measure, ""))
+            name = f"{column}: {measure}{counted(results, column)}"
+            row = _row(name, value, units.get(measure, ""))
             if column == best and measure in goals:
                 row["goal"], row["reached"] = goals[measure][0], bool(goals[measure][1](value))
             rows.append(row)
@@ -76,7 +81,10 @@ def _row(metric: str, value: float, unit: str) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write benchmarks/results/tokenflow_quality.json."""
     results, notes = measured("tokenflow_quality", COLUMNS, __doc__, CFG)
-    injected = "Plug-and-Play in every step (published: 0.5 and 0.8 of them)."
+    injected = (
+        "Plug-and-Play in every step (published: queries and keys in 0.5 of them, features in "
+        "0.8); this, cfg and steps were chosen by looking at three of the clips."
+    )
     write_result("tokenflow_quality", table(results), [notes, injected])
 
 
