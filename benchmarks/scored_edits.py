@@ -21,7 +21,7 @@ from ground_truth import point_colours
 from inprocess import DEMO, content_of, load_demo_checkpoint
 from torch import Tensor
 
-from demo.quality_clips import CLIPS, QualityClip, moving_scene
+from demo.quality_clips import CLIPS, QualityClip, left_open, moving_scene
 from demo.scenes import COLOURS, PALETTE, draw
 
 SIZE = 128
@@ -131,20 +131,23 @@ def measured(
     """Runs the benchmark `name` with the command line's options -> results, and what was run.
 
     cfg: guidance unless the command line says another.
-    free_only: leaves the half of the clips out whose edit names the object's colour.
+    free_only: leaves the half of the clips out whose edit names the object's colour, and begins
+        with those where frames disagree most.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--clips", type=int, default=0, help="clips of each half; 0 = all")
+    parser.add_argument("--clips", type=int, default=0, help="clips (of each half); 0 = all")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=cfg)
     parser.add_argument("--column", action="append", choices=list(columns), help="default: all")
     options = parser.parse_args()
     content, only = content_of(DEMO), set(options.column or columns)
-    clips = [c for c in chosen(options.clips) if not free_only or c.target_colour is None]
+    clips = left_open(options.clips) if free_only else chosen(options.clips)
     with torch.inference_mode():
         folder = KEPT / f"{name}_{content}_{options.steps}_{options.cfg:g}"
         results = collect(clips, options.steps, options.cfg, folder, columns, only)
+    named = f" ({', '.join(clip.name for clip in clips)})" if len(clips) < 6 else ""
     return results, (
-        f"{len(clips)} of {len(CLIPS)} clips, 16 frames at {SIZE} px, {options.steps} steps, "
-        f"cfg {options.cfg:g}, demo checkpoint {content}; negative = the source's caption."
+        f"{len(clips)} of {len(CLIPS)} clips{named}, 16 frames at {SIZE} px, "
+        f"{options.steps} steps, cfg {options.cfg:g}, demo checkpoint {content}; "
+        "negative = the source's caption."
     )

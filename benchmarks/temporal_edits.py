@@ -20,15 +20,15 @@ from reweave.editing.temporal_unet.training import TrainingSettings
 from reweave.editing.tokenflow import TokenFlow
 from torch import Tensor
 
-from demo.quality_clips import CLIPS, QualityClip, moving_scene
+from demo.quality_clips import QualityClip, left_open, moving_scene
 from demo.scenes import draw
 
 SIZE, FRAMES, STEPS, CFG = 64, 8, 20, 2.0
 TRAINING = TrainingSettings(steps=100, checkpointing=False)
 """As published: 100 steps, learning rate 3e-5; checkpoints change time and memory only."""
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"
-OPEN = [clip for clip in CLIPS if clip.target_colour is None]
-"""Clips whose edit leaves a layout or colour open: frames edited one by one disagree there."""
+OPEN = left_open(0)
+"""Clips whose edit leaves a colour or layout open: frames edited one by one disagree there."""
 SPENT = {False: ("CPU seconds", time.process_time), True: ("seconds", time.perf_counter)}
 """What a training's time is called and measured with, without and with a GPU."""
 COLUMNS = ("untrained", "temporal UNet", "temporal UNet + TokenFlow", "TokenFlow")

@@ -84,6 +84,14 @@ def _clips() -> tuple[QualityClip, ...]:
 CLIPS = _clips()
 
 
+def left_open(count: int) -> list[QualityClip]:
+    """The first `count` clips whose edit leaves the colour to the model, then those that leave the
+    layout of a texture; all of them for 0."""
+    found = [clip for clip in CLIPS if clip.target_colour is None]
+    found.sort(key=lambda clip: bool(clip.new_colour))
+    return found[: count or None]
+
+
 def moving_scene(clip: QualityClip, frames: int = FRAMES) -> Scene:
     """The clip's scene, one row per frame: the object drifts and turns, the camera pans."""
     generator = torch.Generator().manual_seed(clip.seed)
