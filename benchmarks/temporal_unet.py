@@ -212,7 +212,7 @@ def edits(count: int) -> tuple[list[Row], list[str]]:
             f"the source clip's own ({source:.2f}, what points in {SIZE} px frames give), "
             "so these edits leave no flicker to remove, and training pulls towards the source"
             if goal <= source
-            else "; colour variation is not lowered by so short a training of this small model"
+            else "; colour variation is not lowered; longer trainings were not measured"
         )
     return rows, [note]
 
