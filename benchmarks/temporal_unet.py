@@ -196,14 +196,15 @@ def edits(count: int) -> tuple[list[Row], list[str]]:
         rows.append(row(f"edit, {name}", value, "/255", limit))
     for measure in ("first loss", "last loss"):
         values = [clip["training"][measure] for clip in found.values()]
-        rows.append(row(f"training, {measure} (mean of 25 steps)", sum(values) / len(values), ""))
+        name = f"training, {measure} (mean of a quarter of the steps)"
+        rows.append(row(name, sum(values) / len(values), ""))
     seconds_of = [clip["training"][SPENT[CHOSEN.gpu][0]] for clip in found.values()]
-    rows.append(row("training, 100 steps", sum(seconds_of) / len(seconds_of), CLOCK))
+    rows.append(row(f"training, {TRAINING.steps} steps", sum(seconds_of) / len(seconds_of), CLOCK))
     note = (
         f"edits: {len(found)} of {len(OPEN)} open clips, {FRAMES} frames at {SIZE} px, "
-        f"{TRAINING.steps} training steps at {TRAINING.learning_rate:g}, inverted and edited in "
-        f"{STEPS} steps, cfg {CFG}, negative = the source's caption; untrained = plain inversion "
-        "edit (an untrained unit is the identity)"
+        f"{TRAINING.steps} training steps (published: 100) at {TRAINING.learning_rate:g}, "
+        f"inverted and edited in {STEPS} steps, cfg {CFG}, negative = the source's caption; "
+        "untrained = plain inversion edit (an untrained unit is the identity)"
     )
     source, fused = (averages[f"{c}: colour variation"] for c in ("source clip", COLUMNS[1]))
     if fused > goal:
@@ -212,7 +213,7 @@ def edits(count: int) -> tuple[list[Row], list[str]]:
             f"the source clip's own ({source:.2f}, what points in {SIZE} px frames give), "
             "so these edits leave no flicker to remove, and training pulls towards the source"
             if goal <= source
-            else "; colour variation is not lowered; longer trainings were not measured"
+            else "; colour variation is not lowered; other lengths of training were not measured"
         )
     return rows, [note]
 
