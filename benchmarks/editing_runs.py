@@ -44,10 +44,12 @@ def encoded_text(clip_model: Any, text: str) -> list:
     return clip_model.encode_from_tokens_scheduled(clip_model.tokenize(text))
 
 
-def inverted(model: Any, vae: Any, source: list, frames: Tensor, steps: int) -> tuple[Any, Tensor]:
+def inverted(
+    model: Any, vae: Any, source: list, frames: Tensor, steps: int, evaluation: str = "current"
+) -> tuple[Any, Tensor]:
     """An inversion of frames [F,3,H,W], and what the VAE alone makes of them [F,3,H,W]."""
     latent = {"samples": vae.encode(frames.movedim(1, -1))}
-    request = host.InversionRequest(steps=steps, saved_steps=steps, half=False)
+    request = host.InversionRequest(steps, steps, evaluation, half=False)
     inversion = host.invert_clip(model, source, latent, request)
     return inversion, vae.decode(latent["samples"]).movedim(-1, 1)
 

@@ -82,7 +82,7 @@ def table(results: Results) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print and write benchmarks/results/pix2video_quality.json."""
-    results, notes = measured("pix2video_quality", COLUMNS, __doc__, CFG, free_only=True)
+    results, notes = measured("pix2video_quality", COLUMNS, __doc__, CFG, "current", True)
     strength = (
         f"Guidance strength {STRENGTH} until 0.52. Structure source: Plug-and-Play. cfg and the "
         "order of the clips were chosen by looking at three of them."

@@ -26,6 +26,7 @@ OPTIONS.add_argument("--full", action="store_true", help="all 40 rendered clips"
 OPTIONS.add_argument("--limit", type=int, default=0, help="only the first N clips")
 OPTIONS.add_argument("--steps", type=int, help="default: 12 for the demo checkpoint, else 50")
 OPTIONS.add_argument("--cfg", type=float, help="default: 2 for the demo checkpoint, else 7.5")
+OPTIONS.add_argument("--evaluation", choices=("current", "target", "published"), default="current")
 OPTIONS.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels of a frame")
 OPTIONS.add_argument("--clip", help="a text encoder file in models/text_encoders, for CLIP scores")
 OPTIONS.add_argument("--clip-vision", help="a file in models/clip_vision, for CLIP scores")
@@ -125,8 +126,10 @@ def judge_files() -> dict[str, Path]:
 
 
 def beyond() -> str:
-    """The device and the judges that a cell depends on; empty on the processor without judges."""
+    """Device, inversion and judges that a cell depends on; empty for the processor, "target" and
+    no judges."""
     parts = ["gpu"] if CHOSEN.gpu else []
+    parts += [CHOSEN.evaluation] if CHOSEN.evaluation != "target" else []
     parts += [f"{option}-{content_of(path)}" for option, path in judge_files().items()]
     parts += ["lpips"] if backbone().is_file() else []
     return "".join(f"_{part}" for part in parts)
@@ -155,7 +158,9 @@ class Models:
         """Inverts the clip."""
         model, clip, vae = self.parts
         positive, negative = (encoded_text(clip, text) for text in (case.target, case.source))
-        inversion, decoded = inverted(model, vae, negative, footage.frames, self.chosen.steps)
+        inversion, decoded = inverted(
+            model, vae, negative, footage.frames, self.chosen.steps, CHOSEN.evaluation
+        )
         return Job(
             model, vae, inversion, positive, negative, self.chosen.cfg, footage.frames,
             decoded, footage.mask, case.layers,
@@ -288,8 +293,9 @@ def notes_of(cases: list[Case], cells: Cells, chosen: Setup) -> list[str]:
     which = "real clips" if CHOSEN.clips else f"of the {len(CLIPS)} rendered clips"
     notes = [
         f"{len(cases)} {which}, {width}x{height} pixels, {chosen.steps} steps, cfg {chosen.cfg:g}, "
-        f"checkpoint {chosen.checkpoint.name} ({chosen.content}); negative prompt = the source's "
-        "caption; means over the clips where a measure is defined.",
+        f"inverted with {CHOSEN.evaluation!r}, checkpoint {chosen.checkpoint.name} "
+        f"({chosen.content}); negative prompt = the source's caption; means over the clips where "
+        "a measure is defined.",
     ]
     scored = [cell for row in cells.values() for cell in row.values() if "scores" in cell]
     other = sorted({cell.get("commit", "not recorded") for cell in scored} - {commit()})

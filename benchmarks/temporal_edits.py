@@ -24,6 +24,7 @@ from demo.quality_clips import QualityClip, left_open, moving_scene
 from demo.scenes import draw
 
 SIZE, FRAMES, STEPS, CFG = 64, 8, 20, 2.0
+EVALUATION = "current"
 TRAINING = TrainingSettings(steps=400, checkpointing=False)
 """As published but for the steps (100): after so few this small network makes edits less steady.
 Checkpoints change time and memory only."""
@@ -61,7 +62,7 @@ def edited_clip(
     inversions: dict[int, tuple[Any, Tensor]] = {}
     for column, (chosen, edits) in ways.items():
         if id(chosen) not in inversions:
-            inversions[id(chosen)] = inverted(chosen, vae, source, drawn.image, STEPS)
+            inversions[id(chosen)] = inverted(chosen, vae, source, drawn.image, STEPS, EVALUATION)
         inversion, decoded = inversions[id(chosen)]
         made = [make(inversion) for make in edits]
         out = sample(chosen, inversion, made, target, source, CFG)
@@ -100,7 +101,8 @@ def quality(
     parts: tuple | None = None
     found = {}
     trained = f"{settings.steps}_{settings.learning_rate:g}"
-    name = f"temporal_unet_{content_of(DEMO)}_{trained}_{STEPS}_{CFG}{'_gpu' if gpu else ''}"
+    edited = f"{STEPS}_{CFG}_{EVALUATION}{'_gpu' if gpu else ''}"
+    name = f"temporal_unet_{content_of(DEMO)}_{trained}_{edited}"
     for clip in OPEN[:count]:
         path = KEPT / name / f"{clip.name.replace(' ', '_')}.json"
         if not path.is_file():

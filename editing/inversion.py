@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..kernels.schedule import ddim_step, sigma_space_from_vp, vp_from_sigma_space
 
-CONVENTIONS = ("target", "published", "current")
+CONVENTIONS = ("current", "target", "published")
 """Which noise level the network is told while the latents are still one level below:
+"current": the level they are at (the first step uses the target, it has no other).
 "target": the level they go to, starting from a clean clip (sigma 0); an edit ends at sigma 0.
-"published": the same, the clip taken to be at the model's lowest level, where an edit ends.
-"current": the level they are at (the first step uses the target, it has no other)."""
+"published": the same, the clip taken to be at the model's lowest level, where an edit ends."""
 
 STORAGE = ("float16", "float32")
 START_MODES = ("trajectory", "extracted noise", "one shared noise")

@@ -55,9 +55,9 @@ class InversionReport:
                 f"- Raise 'steps' of Invert Video (now {self.steps} kept; 500 with 50 saved steps "
                 "is accurate and slow)."
             )
-            if self.convention != "target":
+            if self.convention != "current":
                 found.append(
-                    f"- Set 'evaluation' of Invert Video to 'target' (now '{self.convention}')."
+                    f"- Set 'evaluation' of Invert Video to 'current' (now '{self.convention}')."
                 )
             found.append("- Describe in the positive prompt what the clip shows, nothing else.")
         if float(self.autoencoder.min()) < POOR_AUTOENCODER:

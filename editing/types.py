@@ -85,8 +85,8 @@ class Inversion:
     """[1 or F,Lc,Cc] the conditioning that the clip was inverted with."""
     pooled: Tensor | None = None
     """[1 or F,D] pooled and size conditioning (SDXL), else None."""
-    convention: str = "target"
-    """How the noise was evaluated: "target", "published" or "current" (see inversion.py)."""
+    convention: str = "current"
+    """How the noise was evaluated: "current", "target" or "published" (see inversion.py)."""
     final_sigma: float = 0.0
     """The level that `clean` was taken to be at; an edit's schedule ends here."""
     noisiest: Tensor | None = None

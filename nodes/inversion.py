@@ -65,9 +65,9 @@ class InvertVideo(io.ComfyNode):
                     "evaluation",
                     options=list(inversion.CONVENTIONS),
                     default=inversion.CONVENTIONS[0],
-                    tooltip="Which noise level the model is told at each step. 'target' comes back "
-                    "most exactly; 'published' repeats the published numbers; 'current' is the "
-                    "textbook form. Good: 'target'.",
+                    tooltip="Which noise level the model is told at each step. 'current' comes "
+                    "back most exactly; 'published' repeats the published numbers; 'target' is the "
+                    "same for a clip without any noise. Good: 'current'.",
                 ),
                 io.Combo.Input(
                     "storage",

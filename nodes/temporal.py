@@ -28,7 +28,8 @@ def optimizer_inputs() -> list[io.Input]:
             max=10000,
             tooltip="Training steps. More follow the clip's motion more closely, take "
             "longer, and in the end resist the edit; raising it later goes on from where "
-            "the last run stopped. Good: 100.",
+            "the last run stopped. Good: 100 (as published); 400 for a small checkpoint, such "
+            "as the demo's.",
         ),
         io.Float.Input(
             "learning_rate",

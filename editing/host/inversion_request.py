@@ -27,7 +27,7 @@ class InversionRequest:
     """Levels that the inversion visits (50, 500 or 1000 are usual)."""
     saved_steps: int = 50
     """Levels that are kept, for an edit of so many steps."""
-    convention: str = "target"
+    convention: str = "current"
     half: bool = True
     """Keep the latents in float16."""
     frames_per_pass: int = 16

@@ -57,7 +57,7 @@ def test_the_same_inversion_is_not_made_twice(spied, user_folders):
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": 2}, {"steps": 8}, {"convention": "current"}, {"half": False},
+    "change", [{"prompt": 2}, {"steps": 8}, {"convention": "target"}, {"half": False},
                {"latent": clip(seed=9)}, {"saved_steps": 2}]
 )  # fmt: skip
 def test_other_settings_are_another_inversion(spied, change):

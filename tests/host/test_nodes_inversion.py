@@ -114,7 +114,7 @@ def test_inversion_latent_says_what_is_wrong(inverted, settings, text):
     ("settings", "text"),
     [
         ({"storage": "int8"}, "Invert Video: expected 'storage' to be one of float16, float32"),
-        ({"evaluation": "best"}, "Invert Video: expected 'evaluation' to be one of target"),
+        ({"evaluation": "best"}, "Invert Video: expected 'evaluation' to be one of current"),
         ({"steps": 0}, "Invert Video: expected 'steps' to be between 1 and 1000, got 0"),
         ({"saved_steps": 0}, "expected 'saved_steps' to be between 1 and 1000, got 0"),
         ({"steps": 50, "saved_steps": 33}, "as a multiple of saved_steps"),

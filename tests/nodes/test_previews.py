@@ -112,10 +112,10 @@ def test_psnr_by_hand():
 @pytest.mark.parametrize(
     ("trip", "own", "convention", "expected", "absent"),
     [
-        (40.0, 30.0, "target", ["The inversion is good."], ["steps"]),
-        (20.0, 30.0, "target", ["below 30 dB", "'steps'", "prompt"], ["'evaluation'", "good."]),
-        (20.0, 30.0, "current", ["'evaluation' of Invert Video to 'target'"], ["good."]),
-        (40.0, 20.0, "target", ["The VAE alone is below 24 dB"], ["Raise 'steps'", "good."]),
+        (40.0, 30.0, "current", ["The inversion is good."], ["steps"]),
+        (20.0, 30.0, "current", ["below 30 dB", "'steps'", "prompt"], ["'evaluation'", "good."]),
+        (20.0, 30.0, "target", ["'evaluation' of Invert Video to 'current'"], ["good."]),
+        (40.0, 20.0, "current", ["The VAE alone is below 24 dB"], ["Raise 'steps'", "good."]),
     ],
 )
 def test_advice(trip, own, convention, expected, absent):
