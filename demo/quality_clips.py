@@ -7,7 +7,7 @@ frames edited one by one really disagree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -43,6 +43,11 @@ class QualityClip:
     def target_colour(self) -> str | None:
         """The colour that the whole object shall take; None where the edit leaves it open."""
         return self.new_colour if self.new_texture == "plain" and self.new_colour else None
+
+    @property
+    def edited(self) -> QualityClip:
+        """The same motion with the target's object, in its old colour where that is left open."""
+        return replace(self, colour=self.new_colour or self.colour, texture=self.new_texture)
 
 
 def _clips() -> tuple[QualityClip, ...]:

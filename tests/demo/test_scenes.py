@@ -114,3 +114,19 @@ def test_quality_clips_are_twenty_and_distinct():
     assert all(clip.source_caption != clip.target_caption for clip in clips)
     rows = quality_clips.moving_scene(clips[0], 3)
     assert scenes.scene_captions(rows)[0] == clips[0].source_caption
+
+
+@pytest.mark.parametrize("clip", quality_clips.CLIPS[::3], ids=lambda clip: clip.name)
+def test_the_perfect_edit_moves_as_the_source_does(clip):
+    source, target = (quality_clips.moving_scene(c, 3) for c in (clip, clip.edited))
+    said = scenes.scene_captions(target)[0]
+    if clip.new_colour:
+        assert said == clip.target_caption
+    else:
+        assert clip.colour in said and clip.new_texture in said
+    one, other = scenes.draw(source, 32), scenes.draw(target, 32)
+    assert torch.equal(one.mask, other.mask)
+    changed = (one.image - other.image).abs().amax(1)
+    assert float(changed[one.mask[:, 0] < 0.02].max()) < 0.03
+    if said != clip.source_caption:
+        assert float(changed[one.mask[:, 0] > 0.9].mean()) > 0.02
