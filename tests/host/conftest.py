@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,3 +49,15 @@ def as_in_a_prompt():
 
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def demo_checkpoint() -> tuple[Any, Any, Any]:
+    """(MODEL, CLIP, VAE) of the demo checkpoint; skips where it was not built."""
+    import comfy.sd
+
+    path = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
+    if not path.is_file():
+        pytest.skip("no demo checkpoint: run 'python dev.py setup'")
+    parts: Any = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)
+    return parts[:3]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-import comfy.sd
-import pytest
 import torch
 from reweave.demo.quality_clips import CLIPS, moving_scene
 from reweave.demo.scenes import draw
@@ -15,18 +11,9 @@ from reweave.editing import host
 from reweave.editing.inversion import CONVENTIONS
 from reweave.editing.report import psnr
 
-ROOT = Path(__file__).resolve().parents[2]
-HOST = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI"))
-CHECKPOINT = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
 
-
-def test_the_default_comes_back_most_exactly() -> None:
-    if not CHECKPOINT.is_file():
-        pytest.skip("no demo checkpoint: run 'python dev.py setup'")
-    parts: Any = comfy.sd.load_checkpoint_guess_config(
-        str(CHECKPOINT), output_vae=True, output_clip=True
-    )
-    model, text, vae = parts[:3]
+def test_the_default_comes_back_most_exactly(demo_checkpoint: tuple[Any, Any, Any]) -> None:
+    model, text, vae = demo_checkpoint
     clip = CLIPS[2]
     frames = draw(moving_scene(clip)[torch.tensor([0, 8])], 128).image
     latent = {"samples": vae.encode(frames.movedim(1, -1))}

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-import comfy.sd
-import comfy.utils
 import pytest
 import torch
 from reweave.demo.quality_clips import CLIPS, moving_scene
@@ -19,18 +15,9 @@ from toy import sample
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-HOST = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI"))
-CHECKPOINT = HOST / "models" / "checkpoints" / "reweave_demo.safetensors"
 
-
-def test_100_steps_on_8_frames_and_an_edit() -> None:
-    if not CHECKPOINT.is_file():
-        pytest.skip("no demo checkpoint: run 'python dev.py setup'")
-    parts: Any = comfy.sd.load_checkpoint_guess_config(
-        str(CHECKPOINT), output_vae=True, output_clip=True
-    )
-    model, text, vae = parts[:3]
+def test_100_steps_on_8_frames_and_an_edit(demo_checkpoint: tuple[Any, Any, Any]) -> None:
+    model, text, vae = demo_checkpoint
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
 
     def told(words: str) -> list:
