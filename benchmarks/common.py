@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,9 @@ def commit() -> str:
 
 
 def command() -> str:
-    """How this benchmark was called; of files and folders elsewhere only the names."""
+    """How this benchmark can be called again; of files and folders elsewhere only the names."""
     given = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
+    return f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(given)}".strip()
 
 
 def device() -> str:

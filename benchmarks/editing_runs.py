@@ -14,6 +14,9 @@ import torch
 from reweave.editing import host
 from torch import Tensor
 
+EVALUATION = "current"
+"""Of every inversion (see Invert Video): what is kept of a run depends on it."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -44,12 +47,10 @@ def encoded_text(clip_model: Any, text: str) -> list:
     return clip_model.encode_from_tokens_scheduled(clip_model.tokenize(text))
 
 
-def inverted(
-    model: Any, vae: Any, source: list, frames: Tensor, steps: int, evaluation: str = "current"
-) -> tuple[Any, Tensor]:
+def inverted(model: Any, vae: Any, source: list, frames: Tensor, steps: int) -> tuple[Any, Tensor]:
     """An inversion of frames [F,3,H,W], and what the VAE alone makes of them [F,3,H,W]."""
     latent = {"samples": vae.encode(frames.movedim(1, -1))}
-    request = host.InversionRequest(steps, steps, evaluation, half=False)
+    request = host.InversionRequest(steps, steps, EVALUATION, half=False)
     inversion = host.invert_clip(model, source, latent, request)
     return inversion, vae.decode(latent["samples"]).movedim(-1, 1)
 

@@ -18,7 +18,8 @@ from reweave.editing.anchor_attention import AnchorAttention
 from reweave.editing.latent_guidance import LatentGuidance
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.warping import flow_between
-from scored_edits import SOURCE, Columns, Results, average, measured
+from scored_edits import Columns, measured
+from scored_tables import SOURCE, Results, average
 from torch import Tensor
 
 from demo.quality_clips import CLIPS
@@ -82,7 +83,7 @@ def table(results: Results) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print and write benchmarks/results/pix2video_quality.json."""
-    results, notes = measured("pix2video_quality", COLUMNS, __doc__, CFG, "current", True)
+    results, notes = measured("pix2video_quality", COLUMNS, __doc__, CFG, free_only=True)
     strength = (
         f"Guidance strength {STRENGTH} until 0.52. Structure source: Plug-and-Play. cfg and the "
         "order of the clips were chosen by looking at three of them."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ OPTIONS.add_argument("--full", action="store_true", help="all 40 rendered clips"
 OPTIONS.add_argument("--limit", type=int, default=0, help="only the first N clips")
 OPTIONS.add_argument("--steps", type=int, help="default: 12 for the demo checkpoint, else 50")
 OPTIONS.add_argument("--cfg", type=float, help="default: 2 for the demo checkpoint, else 7.5")
-OPTIONS.add_argument("--evaluation", choices=("current", "target", "published"), default="current")
 OPTIONS.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels of a frame")
 OPTIONS.add_argument("--clip", help="a text encoder file in models/text_encoders, for CLIP scores")
 OPTIONS.add_argument("--clip-vision", help="a file in models/clip_vision, for CLIP scores")
@@ -38,7 +36,7 @@ load_pack(CHOSEN.gpu)
 
 import torch
 from common import RESULTS, commit, write_result
-from editing_runs import Job, encoded_text, inverted, save_sheet
+from editing_runs import EVALUATION, Job, encoded_text, inverted, save_sheet
 from ground_truth import UNDEFINED, faults, truth_scores
 from quality_clips import Case, Footage, described, load, real_cases, rendered_cases, thumbnails
 from quality_methods import METHODS, SOURCE
@@ -78,7 +76,8 @@ class Setup:
     @property
     def key(self) -> str:
         height, width = self.size
-        return f"{self.content}_{self.steps}_{self.cfg:g}_{height}x{width}{self.beyond}"
+        shared = f"{self.content}_{self.steps}_{self.cfg:g}_{height}x{width}_{EVALUATION}"
+        return shared + self.beyond
 
     @property
     def default(self) -> bool:
@@ -126,10 +125,8 @@ def judge_files() -> dict[str, Path]:
 
 
 def beyond() -> str:
-    """Device, inversion and judges that a cell depends on; empty for the processor, "target" and
-    no judges."""
+    """The device and the judges that a cell depends on; empty on the processor without judges."""
     parts = ["gpu"] if CHOSEN.gpu else []
-    parts += [CHOSEN.evaluation] if CHOSEN.evaluation != "target" else []
     parts += [f"{option}-{content_of(path)}" for option, path in judge_files().items()]
     parts += ["lpips"] if backbone().is_file() else []
     return "".join(f"_{part}" for part in parts)
@@ -158,9 +155,7 @@ class Models:
         """Inverts the clip."""
         model, clip, vae = self.parts
         positive, negative = (encoded_text(clip, text) for text in (case.target, case.source))
-        inversion, decoded = inverted(
-            model, vae, negative, footage.frames, self.chosen.steps, CHOSEN.evaluation
-        )
+        inversion, decoded = inverted(model, vae, negative, footage.frames, self.chosen.steps)
         return Job(
             model, vae, inversion, positive, negative, self.chosen.cfg, footage.frames,
             decoded, footage.mask, case.layers,
@@ -277,9 +272,6 @@ def write_all(
 ) -> None:
     """The tables from the cells."""
     cells = cells_of(folders, methods)
-    # the result names the command as it can be repeated, without this machine's folders
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    sys.argv[1:] = [shlex.quote(word) for word in words]
     write_result(name, rows_of(cells, methods), notes_of(cases, cells, chosen))
     result, sheet = (RESULTS / f"{name}{suffix}" for suffix in (".json", ".jpg"))
     save_sheet(_sheet(folders, methods), sheet)
@@ -293,7 +285,7 @@ def notes_of(cases: list[Case], cells: Cells, chosen: Setup) -> list[str]:
     which = "real clips" if CHOSEN.clips else f"of the {len(CLIPS)} rendered clips"
     notes = [
         f"{len(cases)} {which}, {width}x{height} pixels, {chosen.steps} steps, cfg {chosen.cfg:g}, "
-        f"inverted with {CHOSEN.evaluation!r}, checkpoint {chosen.checkpoint.name} "
+        f"inverted with {EVALUATION!r}, checkpoint {chosen.checkpoint.name} "
         f"({chosen.content}); negative prompt = the source's caption; means over the clips where "
         "a measure is defined.",
     ]

@@ -11,15 +11,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import mean
-from editing_runs import encoded_text, inverted, sample, save_sheet
+from editing_runs import EVALUATION, encoded_text, inverted, sample, save_sheet
 from ground_truth import point_colours
 from inprocess import DEMO, content_of, load_demo_checkpoint
+from scored_tables import PERFECT, SOURCE, Results
 from torch import Tensor
 
 from demo.quality_clips import CLIPS, QualityClip, left_open, moving_scene
@@ -27,24 +26,8 @@ from demo.scenes import COLOURS, PALETTE, draw
 
 SIZE = 128
 KEPT = Path(__file__).resolve().parent.parent / ".cache" / "quality"
-SOURCE = "source clip"
-"""The column of the source through the VAE."""
-PERFECT = "rendered target"
-"""The column of the perfect edit through the VAE: no method is measured better than it."""
 Columns = Mapping[str, Callable[[Any, Tensor], list[Any]]]
 """Name -> (inversion, source frames [F,3,H,W]) -> the edits of that column."""
-Results = dict[str, dict[str, dict[str, float]]]
-"""Clip -> column -> measure -> value."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What all columns of a run share."""
-
-    steps: int
-    cfg: float
-    evaluation: str
-    """Of the inversion: see CONVENTIONS in editing/inversion.py."""
 
 
 def background_only(scene: Any) -> Tensor:
@@ -72,7 +55,7 @@ def scores(edited: Tensor, decoded: Tensor, scene: Any, mask: Tensor, clip: Qual
 
 
 def run_clip(
-    clip: QualityClip, parts: tuple, chosen: Chosen, columns: Columns, folder: Path
+    clip: QualityClip, parts: tuple, steps: int, cfg: float, columns: Columns, folder: Path
 ) -> None:
     """Fills the columns of one clip: NAME.json with its scores, NAME.png with four frames."""
     model, clip_model, vae = parts
@@ -81,13 +64,13 @@ def run_clip(
     source, target = (
         encoded_text(clip_model, text) for text in (clip.source_caption, clip.target_caption)
     )
-    inversion, decoded = inverted(model, vae, source, drawn.image, chosen.steps, chosen.evaluation)
+    inversion, decoded = inverted(model, vae, source, drawn.image, steps)
     own = float(point_colours(decoded, scene).std(0).mean()) * 255
     _keep(folder, SOURCE, {"colour variation": own}, drawn.image)
     for column, edits_of in columns.items():
         started = time.process_time()
         edits = edits_of(inversion, drawn.image)
-        edited = sample(model, inversion, edits, target, source, chosen.cfg)
+        edited = sample(model, inversion, edits, target, source, cfg)
         frames = vae.decode(edited).movedim(-1, 1).clamp(0, 1)
         row = scores(frames, decoded, scene, drawn.mask, clip)
         _keep(folder, column, row | {"CPU seconds": time.process_time() - started}, frames)
@@ -109,14 +92,14 @@ def _keep(folder: Path, column: str, row: dict[str, float], frames: Tensor) -> N
     (folder / f"{column}.json").write_text(json.dumps(row), encoding="utf-8")
 
 
-def first(count: int) -> list[QualityClip]:
+def chosen(count: int) -> list[QualityClip]:
     """The first `count` clips of both halves, all of them for 0."""
     half = len(CLIPS) // 2
     return list(CLIPS) if count <= 0 else [*CLIPS[:count], *CLIPS[half : half + count]]
 
 
 def collect(
-    clips: list[QualityClip], chosen: Chosen, folder: Path, columns: Columns, only: set[str]
+    clips: list[QualityClip], steps: int, cfg: float, folder: Path, columns: Columns, only: set[str]
 ) -> Results:
     """Scores of every clip, from the kept results where they are; `only`: columns to fill."""
     results: Results = {}
@@ -130,7 +113,7 @@ def collect(
         }
         if lacking:
             parts = parts or load_demo_checkpoint()
-            run_clip(clip, parts, chosen, lacking, kept)
+            run_clip(clip, parts, steps, cfg, lacking, kept)
         if not (kept / f"{PERFECT}.json").is_file():
             parts = parts or load_demo_checkpoint()
             keep_perfect(clip, parts[2], kept)
@@ -142,28 +125,12 @@ def collect(
     return results
 
 
-def average(results: Results, column: str, measure: str) -> float | None:
-    return mean([row.get(column, {}).get(measure) for row in results.values()])
-
-
-def counted(results: Results, column: str) -> str:
-    """For a row's name: of how many clips it is, where the column was not run on all."""
-    run = sum(column in row for row in results.values())
-    return "" if run == len(results) else f" ({run} of these clips)"
-
-
 def measured(
-    name: str,
-    columns: Columns,
-    description: str | None,
-    cfg: float,
-    evaluation: str,
-    free_only: bool = False,
+    name: str, columns: Columns, description: str | None, cfg: float, free_only: bool = False
 ) -> tuple[Results, str]:
     """Runs the benchmark `name` with the command line's options -> results, and what was run.
 
     cfg: guidance unless the command line says another.
-    evaluation: of the inversion.
     free_only: leaves the half of the clips out whose edit names the object's colour, and begins
         with those where frames disagree most.
     """
@@ -174,15 +141,13 @@ def measured(
     parser.add_argument("--column", action="append", choices=list(columns), help="default: all")
     options = parser.parse_args()
     content, only = content_of(DEMO), set(options.column or columns)
-    clips = left_open(options.clips) if free_only else first(options.clips)
+    clips = left_open(options.clips) if free_only else chosen(options.clips)
     with torch.inference_mode():
-        chosen = Chosen(options.steps, options.cfg, evaluation)
-        folder = KEPT / f"{name}_{content}_{chosen.steps}_{chosen.cfg:g}_{evaluation}"
-        results = collect(clips, chosen, folder, columns, only)
+        folder = KEPT / f"{name}_{content}_{options.steps}_{options.cfg:g}_{EVALUATION}"
+        results = collect(clips, options.steps, options.cfg, folder, columns, only)
     named = f" ({', '.join(clip.name for clip in clips)})" if len(clips) < 6 else ""
     return results, (
         f"{len(clips)} of {len(CLIPS)} clips{named}, 16 frames at {SIZE} px, "
-        f"{options.steps} steps, cfg {options.cfg:g}, inverted with '{evaluation}', demo "
-        f"checkpoint {content}; "
-        "negative = the source's caption."
+        f"{options.steps} steps, cfg {options.cfg:g}, inverted with {EVALUATION!r}, "
+        f"demo checkpoint {content}; negative = the source's caption."
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from editing_runs import encoded_text, inverted, sample, save_sheet
+from editing_runs import EVALUATION, encoded_text, inverted, sample, save_sheet
 from ground_truth import point_colours
 from inprocess import DEMO, content_of, load_demo_checkpoint
 from reweave.editing import host
@@ -24,7 +24,6 @@ from demo.quality_clips import QualityClip, left_open, moving_scene
 from demo.scenes import draw
 
 SIZE, FRAMES, STEPS, CFG = 64, 8, 20, 2.0
-EVALUATION = "current"
 TRAINING = TrainingSettings(steps=400, checkpointing=False)
 """As published but for the steps (100): after so few this small network makes edits less steady.
 Checkpoints change time and memory only."""
@@ -62,7 +61,7 @@ def edited_clip(
     inversions: dict[int, tuple[Any, Tensor]] = {}
     for column, (chosen, edits) in ways.items():
         if id(chosen) not in inversions:
-            inversions[id(chosen)] = inverted(chosen, vae, source, drawn.image, STEPS, EVALUATION)
+            inversions[id(chosen)] = inverted(chosen, vae, source, drawn.image, STEPS)
         inversion, decoded = inversions[id(chosen)]
         made = [make(inversion) for make in edits]
         out = sample(chosen, inversion, made, target, source, CFG)

@@ -30,6 +30,7 @@ load_pack(CHOSEN.gpu)
 import comfy.samplers
 import torch
 from common import write_result
+from editing_runs import EVALUATION
 from reweave.editing import host
 from reweave.editing.host import temporal_training
 from reweave.editing.temporal_unet.network import TemporalNetwork, fresh_network
@@ -38,18 +39,7 @@ from reweave.editing.temporal_unet.plan import Architecture, read_plan
 from reweave.editing.temporal_unet.training import Trainer, TrainingSettings
 from sd15_arithmetic import counted
 from small_nets import prompt
-from temporal_edits import (
-    CFG,
-    COLUMNS,
-    EVALUATION,
-    FRAMES,
-    OPEN,
-    SIZE,
-    SPENT,
-    STEPS,
-    TRAINING,
-    quality,
-)
+from temporal_edits import CFG, COLUMNS, FRAMES, OPEN, SIZE, SPENT, STEPS, TRAINING, quality
 from torch import Tensor
 
 Row = dict[str, Any]
@@ -215,8 +205,7 @@ def edits(count: int) -> tuple[list[Row], list[str]]:
         f"edits: {len(found)} of {len(OPEN)} open clips, {FRAMES} frames at {SIZE} px, "
         f"{TRAINING.steps} training steps (published: 100) at {TRAINING.learning_rate:g}, "
         f"inverted with {EVALUATION!r} and edited in {STEPS} steps, cfg {CFG}, negative = the "
-        "source's caption; "
-        "untrained = plain inversion edit (an untrained unit is the identity)"
+        "source's caption; untrained = plain inversion edit (an untrained unit is the identity)"
     )
     source, fused = (averages[f"{c}: colour variation"] for c in ("source clip", COLUMNS[1]))
     if fused > goal:

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def parts() -> SimpleNamespace:
     """The scripts' modules, found as a script finds them: by their folder."""
-    names = ("common", "ground_truth", "quality_clips", "quality_tables", "demo.edit_clips",
-             "demo.motion")  # fmt: skip
+    names = ("common", "ground_truth", "quality_clips", "quality_tables", "scored_tables",
+             "demo.edit_clips", "demo.motion")  # fmt: skip
     kept = list(sys.path)
     sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
     try:

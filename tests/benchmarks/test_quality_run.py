@@ -147,10 +147,8 @@ def test_pages_are_written_from_a_partial_run_when_it_is_asked_for(ran: dict[str
 @pytest.mark.slow
 def test_device_and_judges_are_in_the_key_where_there_are_any(ran: dict[str, Any]):
     plain, _, gpu, lpips = ran["keys"]
-    assert plain == "abc_12_2_128x128"
-    digits = {
-        key.removesuffix("_lpips").removeprefix("_gpu_current_clip_vision-") for key in (gpu, lpips)
-    }
+    assert plain == "abc_12_2_128x128_current"
+    digits = {key.removesuffix("_lpips").removeprefix("_gpu_clip_vision-") for key in (gpu, lpips)}
     assert len(digits) == 2 and all(len(text) == 12 for text in digits), "the file's content"
     assert lpips.endswith("_lpips") and gpu.startswith("_gpu")
 
