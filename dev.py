@@ -17,7 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-from demo.fresh_machine import Failure, require_port, require_python, run, set_up
+# A portable Python (with a ._pth file), or PYTHONSAFEPATH, leaves the script's folder out.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from demo.fresh_machine import run, set_up
+from demo.preconditions import Failure, require_port, require_python
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -129,21 +133,24 @@ def serve(options: argparse.Namespace) -> None:
     port = options.port or DEFAULT_PORT
     require_port(port)
     python, host = set_up(options)
-    script, base = ROOT / "demo" / "host_server.py", ROOT / ".host" / "base"
+    script, base = ROOT / "demo" / "serve.py", ROOT / ".host" / "base"
     run([python, script, "--comfyui", host, "--base", base, "--port", str(port)], "ComfyUI")
 
 
 def clear_cache(options: argparse.Namespace) -> None:
     """Delete what can be computed again: cached inversions and source features."""
     host = Path(options.comfyui).expanduser() if options.comfyui else ROOT / ".host" / "ComfyUI"
-    for base in (host, *(ROOT / ".host" / name for name in ("base", "demo"))):
-        folder = base / "user" / "reweave" / "cache"
+    bases = (host, *(ROOT / ".host" / name for name in ("base", "demo")))
+    folders = [base / "user" / "reweave" / "cache" for base in bases]
+    for folder in folders:
         files = [path for path in folder.rglob("*") if path.is_file()]
         if files:
             size = sum(path.stat().st_size for path in files) / 1e6
             shutil.rmtree(folder)
             print(f"deleted {len(files)} files, {size:.0f} MB, from {folder}")
-    print("the cache is empty")
+    print("nothing of the cache is left in:", *(f"  {folder}" for folder in folders), sep="\n")
+    if not options.comfyui:
+        print("another ComfyUI's cache: python dev.py clear-cache --comfyui DIR")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -13,13 +13,14 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from .preconditions import Failure, require_sha256, require_space, require_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -35,54 +36,6 @@ HOST_FORGOT = ("requests>=2.31",)
 CHECKPOINT = "reweave_demo.safetensors"
 CONTROLNETS = ("reweave_demo_canny.safetensors", "reweave_demo_depth.safetensors")
 SETUP_GIGABYTES = 9.0
-
-
-class Failure(Exception):
-    """A message for the user: what is wrong and what to do."""
-
-
-def require_python(version: Sequence[int]) -> None:
-    """Raise Failure for a Python that is too old."""
-    if tuple(version[:2]) < (3, 10):
-        raise Failure(
-            f"Reweave needs Python 3.10 or newer, this is {version[0]}.{version[1]}. "
-            "Start dev.py with a newer one, for instance: python3.12 dev.py demo"
-        )
-
-
-def require_space(folder: Path, gigabytes: float) -> None:
-    """Raise Failure when the disk of `folder` has less than `gigabytes` free."""
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < gigabytes:
-        raise Failure(
-            f"the disk is full: set-up needs about {gigabytes:.1f} GB in {folder}, "
-            f"{free:.1f} GB are free. Make room, or move this folder to another disk."
-        )
-
-
-def require_sha256(file: Path, expected: str) -> None:
-    """Delete `file` and raise Failure when its content is not the expected one."""
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != expected:
-        file.unlink()
-        raise Failure(
-            f"{file.name} has a wrong sha256: expected {expected}, got {found}. It was deleted. "
-            "Try again; if it comes back, the download is being changed on its way to you."
-        )
-
-
-def require_port(port: int) -> None:
-    """Raise Failure when another program listens on `port`."""
-    with socket.socket() as probe:
-        if os.name != "nt":  # there it would allow a second listener
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise Failure(
-                f"port {port} is taken ({error.strerror}): a ComfyUI may be running already. "
-                f"Stop it, or choose another port: --port {port + 1}"
-            ) from error
 
 
 def explain_pip(output: str, what: str) -> str:
@@ -186,6 +139,15 @@ def venv_python() -> Path:
     return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def has_pip(python: Path) -> bool:
+    """Tell whether `python` starts and has pip."""
+    try:
+        asked = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False)
+    except OSError:
+        return False
+    return asked.returncode == 0
+
+
 def make_environment() -> Path:
     """Create .venv with torch; return its interpreter."""
     python, name = venv_python(), f"Python environment {VENV.name}"
@@ -193,9 +155,9 @@ def make_environment() -> Path:
     if is_stamped(name, python, key):
         return python
     with stage(name):
-        if not python.exists():
+        if not has_pip(python):  # nothing there, interrupted half-way, or its Python was removed
             require_space(ROOT, SETUP_GIGABYTES)
-            made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False)
+            made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=False)
             if made.returncode:
                 shutil.rmtree(VENV, ignore_errors=True)
                 raise Failure(
@@ -315,7 +277,7 @@ def build(
     if is_stamped(name, target, key):
         return
     with stage(name):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(target.parent)
         run([python, script, "--comfyui", host, "--out", target, *arguments], f"making the {name}")
         put_stamp(name, target, key)
 
@@ -324,7 +286,10 @@ def set_up(options: argparse.Namespace) -> tuple[Path, Path]:
     """Do every stage that is not up to date; return the interpreter and ComfyUI's folder."""
     started = time.monotonic()
     if options.python:
-        python = Path(shutil.which(options.python) or options.python)
+        # absolute, as commands run elsewhere; not resolved: an environment's python is a link
+        python = Path(shutil.which(options.python) or options.python).absolute()
+        if not python.is_file():
+            raise Failure(f"--python {options.python}: there is no such program")
         require_packages(python)
     else:
         python = make_environment()

@@ -2,13 +2,10 @@
 
 `dev.py serve`, the demo and the server and browser tests use it. Standard library only, except
 `HostServer.run`, which needs aiohttp: the host brings it.
-
-    python demo/host_server.py --comfyui DIR --base DIR [--port N]     serves in the foreground
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -26,6 +23,8 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parent.parent
 PACK_NAME = "reweave"
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""To this machine without the proxy that the environment or the system may name."""
 FINAL = ("execution_success", "execution_error", "execution_interrupted")
 
 Graph = dict[str, dict[str, Any]]
@@ -90,10 +89,12 @@ def prepare_base(base: Path, host: Path, pack: Path = PACK) -> Path:
     link_folder(base / "custom_nodes" / PACK_NAME, pack)
     models = host / "models"
     folders = sorted(p.name for p in models.iterdir() if p.is_dir())
-    # JSON strings are YAML strings: a Windows path needs its backslashes escaped.
+    # JSON strings are YAML strings: a Windows path needs its backslashes escaped, and a folder
+    # may be called 1.5, on or @eaDir.
     lines = ["host:", f"  base_path: {json.dumps(str(models))}"]
     config = base / "extra_model_paths.yaml"
-    config.write_text("\n".join([*lines, *(f"  {n}: {n}" for n in folders), ""]), encoding="utf-8")
+    lines += [f"  {json.dumps(name)}: {json.dumps(name)}" for name in folders]
+    config.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return config
 
 
@@ -120,8 +121,15 @@ def server_environment() -> dict[str, str]:
 
 
 def device_arguments(python: str | Path) -> list[str]:
-    """Return ["--cpu"] unless torch sees a GPU: the host does not find out by itself."""
-    probe = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())"
+    """Return ["--cpu"] unless torch computes on a GPU: the host does not find out by itself.
+
+    A GPU that is too old for this torch is there, but has no kernels.
+    """
+    probe = (
+        "import torch\n"
+        "gpu = 'cuda' if torch.cuda.is_available() else 'mps'\n"
+        "print(torch.ones(2, device=gpu).sum().item() == 2)"
+    )
     result = subprocess.run([str(python), "-c", probe], capture_output=True, text=True, check=False)
     return [] if result.stdout.strip() == "True" else ["--cpu"]
 
@@ -173,12 +181,18 @@ class HostServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=server_environment()
             )
+        try:
+            self._wait(self._process, timeout)
+        except BaseException:  # Ctrl+C too: what was started is ended
+            self.stop()
+            raise
+
+    def _wait(self, process: subprocess.Popen[bytes], timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while not self._answers():
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 raise HostError(f"ComfyUI stopped while it started:\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                self.stop()
                 raise HostError(f"ComfyUI gave no answer in {timeout:.0f} s:\n{self.log_tail()}")
             time.sleep(0.25)
 
@@ -201,7 +215,7 @@ class HostServer:
 
     def get(self, path: str) -> bytes:
         """Return the body of GET `path`. Raises urllib.error.HTTPError on 4xx and 5xx."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with DIRECT.open(self.url + path, timeout=30) as answer:
             return answer.read()
 
     def get_json(self, path: str) -> Any:
@@ -317,27 +331,3 @@ def check_end(kind: str, data: dict[str, Any], graph: Graph) -> None:
     what = f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"
     trace = "".join(data.get("traceback") or [])
     raise HostError(f"{where} failed: {what}\n{trace}")
-
-
-def main() -> int:
-    """Serve in the foreground until Ctrl+C."""
-    parser = argparse.ArgumentParser(description="serve ComfyUI with Reweave")
-    parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--port", type=int, default=8188)
-    options = parser.parse_args()
-    base = options.base.resolve()
-    base.mkdir(parents=True, exist_ok=True)
-    extra = device_arguments(sys.executable)
-    command = server_command(sys.executable, options.comfyui.resolve(), base, options.port, extra)
-    for clip in sorted((PACK / "demo" / "clips").glob("*.mp4")):
-        shutil.copyfile(clip, base / "input" / clip.name)
-    print(f"ComfyUI with Reweave: http://127.0.0.1:{options.port}  (stop it with Ctrl+C)")
-    print(f"outputs go to {base / 'output'}", flush=True)
-    if os.name == "posix":
-        os.execve(command[0], command, server_environment())  # one process less to stop
-    return subprocess.call(command, env=server_environment())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

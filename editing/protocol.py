@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -101,8 +101,9 @@ class Call(Protocol):
     x: Tensor
     """[F,C,h,w] the sampler's latents, sigma space, where the model computes."""
 
-    out_of_memory: Any
-    """The exception (or exceptions) that says that a pass did not fit."""
+    def ran_out_of_memory(self, error: BaseException) -> bool:
+        """Whether the error says that a pass was too large, and a smaller one may be tried."""
+        ...
 
     def run(self, pass_: Pass) -> Tensor:
         """One inner UNet call -> denoised latents [N,f,C,h,w] (N = 1 for a source pass)."""
@@ -173,8 +174,9 @@ def all_or_nothing(call: Call, message: str) -> Iterator[None]:
     """Around a pass that no one may cut: out of memory becomes a ValueError with this message."""
     try:
         yield
-    except call.out_of_memory as error:
-        if torch.is_grad_enabled():  # Latent Guidance's gradient needs the room, and says so
+    except RuntimeError as error:
+        # Latent Guidance's gradient needs the room itself, and says so
+        if torch.is_grad_enabled() or not call.ran_out_of_memory(error):
             raise
         raise ValueError(message) from error
 
@@ -207,8 +209,8 @@ def run_in_parts(
         pass_ = make(rest[:size])
         try:
             results.append(call.run(pass_))
-        except call.out_of_memory:
-            if len(pass_.frames) == 1:
+        except RuntimeError as error:
+            if len(pass_.frames) == 1 or not call.ran_out_of_memory(error):
                 raise
             call.make_room(len(pass_.frames) // 2)
             continue

@@ -131,7 +131,7 @@ class Session:
             out = extended_step(self.extended, source, call)
         else:
             out = injected_step(source, call)
-        return self._locked(out, call)
+        return out
 
     def aim(self, x0: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Targets and weights of Latent Guidance at one step (see `LatentGuidance.aim`).
@@ -244,25 +244,29 @@ class Session:
             key_features=found.key_features if features else None,
         )
 
-    def _locked(self, denoised: Tensor, call: Call) -> Tensor:
+    def locked(self, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
         """Outside the masks the source's own trajectory is followed exactly.
 
         A step goes from x to x + (x - D) / sigma * (next - sigma); the D that lands on the
         source's latent at the next sigma is solved for and blended in through the soft mask.
+
+        Args:
+            denoised: [F,C,h,w] the prediction after guidance: rescaling nodes look at whole frames.
+            x: [F,C,h,w] the sampler's latents, sigma space.
         """
         masks = self._masks()
         if not masks or self.schedule is None:
             return denoised
-        inversion, sigma = self.schedule.inversion, call.sigma
+        inversion = self.schedule.inversion
         target_sigma = self.schedule.next_sigma(sigma)
         if target_sigma <= inversion.final_sigma:
             target = sigma_space_from_vp(inversion.clean.float(), inversion.final_sigma)
         else:
             at = self.schedule.position(target_sigma)
             target = inversion.sigma_space(at, target_sigma)
-        locked = call.x - sigma * (target.to(call.x) - call.x) / (target_sigma - sigma)
+        locked = x - sigma * (target.to(x) - x) / (target_sigma - sigma)
         open_region = latent_mask(masks, denoised.shape[-2:]).to(denoised)
-        return torch.lerp(locked.to(denoised).expand_as(denoised), denoised, open_region)
+        return torch.lerp(locked.to(denoised), denoised, open_region)
 
 
 def latent_mask(masks: Sequence[Tensor], size: Sequence[int]) -> Tensor:

@@ -162,8 +162,8 @@ def _source_runs(
         key_pass = make(plan.key_frames[start:end])
         try:
             call.run(key_pass)
-        except call.out_of_memory:
-            if end - start <= 2:
+        except RuntimeError as error:
+            if end - start <= 2 or not call.ran_out_of_memory(error):
                 raise
             call.make_room(max((end - start) // 2, 2))
             continue

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,6 +41,20 @@ def _write_problem(path: Path, kind: str, error: Exception) -> str:
     reason = "the disk is full" if full else f"it cannot be written ({error})"
     knob = "Free some space or choose another file name, then queue again."
     return f"Saving the {kind}: {path.name} was not written because {reason}. {knob}"
+
+
+def require_safe_pickles(name: str) -> None:
+    """For the two published formats that are no safetensors.
+
+    Raises: ValueError where this PyTorch can be made to run code by a file of weights
+        (CVE-2025-32434, mended in 2.6).
+    """
+    version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if version < (2, 6):
+        raise ValueError(
+            f"{name} was not opened: PyTorch {torch.__version__} cannot read such files safely. "
+            "Update PyTorch to 2.6 or newer, or convert the weights to safetensors elsewhere."
+        )
 
 
 def load_metadata(path: Path, kind: str) -> dict[str, Any]:

@@ -46,15 +46,18 @@ class FlowWarp:
     def follow(self, targets: Tensor, position: int) -> tuple[Tensor, Tensor]:
         height, width = targets.shape[-2:]
         scale = targets.new_tensor([width / self.flow.shape[-1], height / self.flow.shape[-2]])
-        flow = F.interpolate(self.flow.to(targets), (height, width), mode="area")
-        seen = F.interpolate(self.seen.to(targets), (height, width), mode="area")
+        # where they are, on the CPU: Apple's GPUs take the mean of whole numbers of pixels only
+        flow = F.interpolate(self.flow, (height, width), mode="area").to(targets)
+        seen = F.interpolate(self.seen, (height, width), mode="area").to(targets)
         x, y = torch.arange(width).to(targets), torch.arange(height).to(targets)
         across, down = torch.meshgrid(x, y, indexing="xy")
         there = torch.stack([across, down], -1) + flow.movedim(1, -1) * scale
         size = targets.new_tensor([width, height])
         grid = (there + 0.5) / size * 2 - 1
         inside = (grid.abs() <= 1).all(-1)[:, None]
-        moved = F.grid_sample(targets, grid, padding_mode="border", align_corners=False)
+        # Apple's GPUs lack padding_mode="border" in older PyTorch; this is what it does.
+        grid = grid.clamp((1 / size - 1), (1 - 1 / size))
+        moved = F.grid_sample(targets, grid, align_corners=False)
         return moved, seen * inside
 
 

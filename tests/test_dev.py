@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -16,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from reweave.demo import fresh_machine
-from reweave.demo.fresh_machine import Failure
+from reweave.demo import fresh_machine, preconditions
+from reweave.demo.preconditions import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
 DEV = ROOT / "dev.py"
@@ -48,13 +49,13 @@ def dev(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_an_old_python_is_named_with_the_one_that_is_needed() -> None:
     with pytest.raises(Failure, match=r"needs Python 3\.10 or newer, this is 3\.9\. Start dev\.py"):
-        fresh_machine.require_python((3, 9))
-    fresh_machine.require_python((3, 10))
+        preconditions.require_python((3, 9))
+    preconditions.require_python((3, 10))
 
 
 def test_old_pythons_can_at_least_read_dev_py() -> None:
     """The version check must be reached: no syntax that Python 3.8 cannot parse."""
-    for file in (DEV, Path(fresh_machine.__file__)):
+    for file in (DEV, Path(fresh_machine.__file__), Path(preconditions.__file__)):
         text = file.read_text(encoding="utf-8")
         assert compile(text, str(file), "exec", flags=0x400, _feature_version=8) is not None
 
@@ -67,8 +68,8 @@ def test_a_full_disk_is_found_before_anything_is_installed(
     with pytest.raises(
         Failure, match=r"disk is full: .* 9\.0 GB in .*, 2\.0 GB are free\. Make room"
     ):
-        fresh_machine.require_space(tmp_path, 9)
-    fresh_machine.require_space(tmp_path, 1)
+        preconditions.require_space(tmp_path, 9)
+    preconditions.require_space(tmp_path, 1)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +99,12 @@ def test_a_wrong_sha256_is_refused_and_deleted(tmp_path: Path) -> None:
     file = tmp_path / "x.whl"
     file.write_bytes(b"one")
     right = hashlib.sha256(b"one").hexdigest()
-    fresh_machine.require_sha256(file, right)
+    preconditions.require_sha256(file, right)
     file.write_bytes(b"two")
     with pytest.raises(
         Failure, match=rf"x\.whl has a wrong sha256: expected {right}, got .*Try again"
     ):
-        fresh_machine.require_sha256(file, right)
+        preconditions.require_sha256(file, right)
     assert not file.exists()
 
 
@@ -113,11 +114,11 @@ def test_a_taken_port_is_named_with_the_option() -> None:
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(Failure, match=rf"port {port} is taken .* --port {port + 1}"):
-            fresh_machine.require_port(port)
+            preconditions.require_port(port)
         result = dev("serve", "--port", str(port))
     assert result.returncode == 1
     assert result.stderr.strip().startswith(f"dev.py: port {port} is taken")
-    fresh_machine.require_port(port)
+    preconditions.require_port(port)
 
 
 def wheel(folder: Path, names: list[str]) -> Path:
@@ -206,6 +207,38 @@ def test_an_environment_without_packages_is_refused_by_name() -> None:
         fresh_machine.require_packages(Path(bare))
 
 
+def test_an_environment_that_does_not_exist_is_named() -> None:
+    result = dev("setup", "--python", "no/such/python")
+    assert result.returncode == 1
+    assert "--python no/such/python: there is no such program" in result.stderr
+
+
+def test_an_unfinished_environment_is_noticed(tmp_path: Path) -> None:
+    """Interrupted before it had pip, or left by a Python that was removed since."""
+    assert fresh_machine.has_pip(Path(sys.executable))
+    assert not fresh_machine.has_pip(tmp_path / "bin" / "python")
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    folder = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    assert not fresh_machine.has_pip(bare / folder)
+
+
+def test_dev_py_finds_its_parts_under_a_python_that_hides_its_folder() -> None:
+    """As a portable ComfyUI's Python does."""
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no -P")
+    result = subprocess.run(
+        [sys.executable, "-P", str(DEV), "--help"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0 and "clear-cache" in result.stdout
+
+
+def test_models_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file where a folder should be")
+    with pytest.raises(Failure, match="the demo's model goes to .* nothing can be written"):
+        preconditions.require_writable(tmp_path / "models" / "checkpoints")
+
+
 def test_an_unknown_benchmark_is_refused_with_the_list() -> None:
     result = dev("bench", "no_such_benchmark")
     assert result.returncode == 1
@@ -260,7 +293,7 @@ def test_clear_cache_empties_every_cache_and_nothing_else(
     assert all((user / "comfyui.db").is_file() for user in users)
     said = capsys.readouterr().out
     assert said.count("deleted 1 files, 2 MB, from ") == 3
-    assert said.endswith("the cache is empty\n")
+    assert "nothing of the cache is left in:" in said and "--comfyui DIR" in said
 
 
 def test_a_table_can_show_all_rows_and_the_notes(commands: ModuleType, tmp_path: Path) -> None:

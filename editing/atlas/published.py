@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..storage import require_safe_pickles
 from .mapping import map_to_atlas
 from .networks import CoordinateNet
 from .types import Atlas, Layer
@@ -113,6 +114,7 @@ def read_checkpoint(path: Path) -> PublishedNets:
             f"expected a file '{path.name}' in {path.parent.name}, found none. Copy the whole "
             "published folder (config.json and checkpoint)."
         )
+    require_safe_pickles(f"{path.parent.name}/{path.name}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -19,6 +19,7 @@ from ..atlas.published import load_published
 from ..atlas.types import Atlas
 from .notices import say
 from .paths import cache_folder, trim_cache
+from .training_device import training_device
 
 PREVIEW_SIDE = 512
 ON_GPU = {"frames_per_step": 16, "patches": 32}
@@ -36,7 +37,7 @@ def fit_clip(
     Raises: ValueError for what cannot be fitted; the host's interrupt, after keeping what is done.
     """
     check_request(image, mask, request)
-    device = comfy.model_management.get_torch_device()
+    device = training_device()
     if device.type == "cuda":
         request = replace(request, settings=replace(request.settings, **ON_GPU))
     layers = 1 if mask is None or request.layers != "foreground and background" else 2

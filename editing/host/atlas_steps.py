@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.model_management
 from torch import Tensor
 
 from ..atlas.aggregation import METHODS, training_bytes
@@ -19,6 +18,7 @@ from ..atlas.types import Atlas
 from ..checks import check_choice, check_range
 from .notices import say
 from .progress import progress
+from .training_device import training_device
 
 PROPAGATE = "Propagate Key Frame"
 AGGREGATE = "Aggregate Key Frames"
@@ -64,7 +64,7 @@ def aggregate_clip(
         if number % 25 == 0:
             say(f"iteration {number + 1} of {training.iterations}: loss {loss:.4f}")
 
-    device = comfy.model_management.get_torch_device()
+    device = training_device()
     found = aggregate_key_frames(
         layer,
         keys,

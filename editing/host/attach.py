@@ -24,9 +24,16 @@ from ..warping import FieldWarp
 from .call import WHOLE_CLIP, ModelCall, Room
 from .feature_cache import step_cache
 from .guiding import KEY, differentiable, predict_noise, sampler_sample
-from .model import feature_layers, fingerprint, latent_format, require_supported, sites_of
+from .model import (
+    feature_layers,
+    fingerprint,
+    latent_format,
+    require_supported,
+    sites_of,
+    with_own_weights,
+)
 from .notices import warn
-from .validate import check_sampling
+from .validate import check_noise_mask, check_sampling
 
 UNCHANGED = 0.02
 """Relative RMS change of the latents below which an edit counts as having done nothing."""
@@ -45,7 +52,8 @@ def attach(patcher: Any, edit: Edit) -> Any:
     """
     require_supported(patcher, edit.name)
     edits = combine(edits_of(patcher), edit)
-    clone = patcher.clone()
+    graded = isinstance(edit, LatentGuidance) and edit.mode == "gradient"
+    clone = with_own_weights(patcher, edit.name) if graded else patcher.clone()
     clone.set_attachments(KEY, edits)
     for kind, wrapper in (
         (W.OUTER_SAMPLE, outer_sample),
@@ -56,7 +64,7 @@ def attach(patcher: Any, edit: Edit) -> Any:
     ):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
-    if isinstance(edit, LatentGuidance) and edit.mode == "gradient":
+    if graded:
         differentiable(clone)
     return clone
 
@@ -84,6 +92,9 @@ def outer_sample(
     guider = executor.class_obj
     edits = edits_of(guider.model_patcher)
     inversion = check_sampling(guider, edits, noise, latent_image, sampler, sigmas)
+    denoise_mask = args[0] if args else kwargs.get("denoise_mask")
+    if inversion is not None and denoise_mask is not None:
+        check_noise_mask(edits, noise)
     notice_foreign_field(guider.model_patcher, edits, inversion)
     schedule = Schedule(sigmas.cpu(), inversion) if inversion else None
     cache = step_cache(guider.model_patcher, edits, latent_image)
@@ -103,7 +114,7 @@ def prepare_sampling(
     executor: Callable, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Declares the rows of one pass, not of the clip, so that the model is not evicted."""
-    if model.get_attachment(WHOLE_CLIP) is not None:  # its passes are not cut
+    if not cuts_its_passes(model, args, kwargs):
         return executor(model, noise_shape, *args, **kwargs)
     flow = next((edit for edit in edits_of(model) if isinstance(edit, TokenFlow)), None)
     if flow is not None:
@@ -117,13 +128,26 @@ def prepare_sampling(
     return executor(model, noise_shape, *args, **kwargs)
 
 
+def cuts_its_passes(model: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether no more than one pass is on the device at a time.
+
+    A temporal UNet looks along the clip, and ComfyUI runs a ControlNet on all frames at once.
+
+    Args:
+        args, kwargs: of PREPARE_SAMPLING behind the model and the shape: the conds come first.
+    """
+    conds: dict[str, list] = (args[0] if args else kwargs.get("conds")) or {}
+    controlled = any("control" in cond for group in conds.values() for cond in group or [])
+    return model.get_attachment(WHOLE_CLIP) is None and not controlled
+
+
 def declared_rows(frames_per_pass: int) -> Callable:
     """A PREPARE_SAMPLING wrapper for passes of so many frames (0 = all in one)."""
 
     def prepare_sampling(
         executor: Callable, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if frames_per_pass and model.get_attachment(WHOLE_CLIP) is None:
+        if frames_per_pass and cuts_its_passes(model, args, kwargs):
             noise_shape = [min(frames_per_pass, noise_shape[0]), *noise_shape[1:]]
         return executor(model, noise_shape, *args, **kwargs)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..protocol import Pass, Site
 from ..types import Inversion
+from .memory import ran_out_of_memory
 from .notices import say
 
 Options = dict[str, Any]
@@ -53,8 +54,6 @@ class ModelCall:
     ) -> None:
         self._room = room or Room()
         self._whole = WHOLE_CLIP in options
-        # a pass that must not be cut cannot be halved either: the error goes to the artist
-        self.out_of_memory = () if self._whole else comfy.model_management.OOM_EXCEPTION
         self._executor, self._rows, self._t = executor, x, t
         self._c_concat, self._context, self._control = c_concat, context, control
         self._options, self._extra = options, extra
@@ -75,6 +74,10 @@ class ModelCall:
         with feature_hook(self._feature_layers, pass_, branches):
             out = self._executor(*arguments, options, **extra)
         return out.unflatten(0, (branches, len(frames)))
+
+    def ran_out_of_memory(self, error: BaseException) -> bool:
+        """A pass that must not be cut cannot be halved either: the error goes to the artist."""
+        return not self._whole and ran_out_of_memory(error)
 
     def frames_that_fit(self, wanted: int) -> int:
         """Frames per pass: `wanted` (0 = all), or fewer after memory ran out."""
@@ -159,12 +162,24 @@ def install(options: Options, pass_: Pass, owned: list[Site], branches: int) -> 
             raise ValueError(
                 f"Reweave: the self-attention at {site} is replaced by another node (code in "
                 f"{owner}), but this edit must answer it itself. Remove that node from the MODEL "
-                "(PAG, SAG, reference-only and HyperTile nodes do this), or remove ours."
+                "(PAG, SAG and reference-only nodes do this), or remove ours."
             )
         attn1[tuple(site)] = _replace(pass_, site, branches)
     patches = {k: list(v) for k, v in options.get("patches", {}).items()}
     patches["attn1_patch"] = [*patches.get("attn1_patch", []), _patch(pass_, branches)]
     options["patches"], options["patches_replace"] = patches, replaced
+
+
+def check_tokens(n: Tensor, pass_: Pass, site: Site, branches: int, extra: Options) -> None:
+    """Raises: ValueError when another node has merged, cut or tiled the tokens before our patch."""
+    height, width = extra["activations_shape"][-2:]
+    wanted = (branches * len(pass_.frames), height * width)
+    if tuple(n.shape[:2]) != wanted:
+        raise ValueError(
+            f"Reweave: the self-attention at {site} gets {tuple(n.shape[:2])} (frames, tokens) "
+            f"where this edit needs all {wanted}: another node merges or tiles its tokens. Remove "
+            "that node from the MODEL (Tome Patch Model and HyperTile do this), or remove ours."
+        )
 
 
 def _patch(pass_: Pass, branches: int) -> Callable:
@@ -175,6 +190,7 @@ def _patch(pass_: Pass, branches: int) -> Callable:
         site = Site(kind, number, extra["block_index"])
         if not pass_.owns(site):
             return n, context, value
+        check_tokens(n, pass_, site, branches, extra)
         pass_.grids[site] = tuple(extra["activations_shape"][-2:])
         pass_.see_tokens(site, n.unflatten(0, (branches, -1)))
         qk, v = pass_.projects(site)

@@ -54,7 +54,7 @@ def outlines(picture: Tensor) -> Tensor:
 def encode(tools: Tools, picture: Tensor) -> Tensor:
     """[3,h,w] in 0..1 -> the model's latent [1,C,h/8,w/8]."""
     latent = tools.vae.encode(picture.movedim(0, -1)[None])
-    return tools.model.get_model_object("latent_format").process_in(latent.float())
+    return tools.model.get_model_object("latent_format").process_in(latent.float().cpu())
 
 
 def decode(tools: Tools, latents: Tensor) -> Tensor:

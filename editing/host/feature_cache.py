@@ -29,6 +29,7 @@ def step_cache(patcher: Any, edits: Sequence[Edit], latent: Tensor) -> StepCache
         flow.inversion.key,
         str(fingerprint(patcher)),
         str(patcher.model_dtype()),
+        str(compute_dtype(patcher)),
         patcher.load_device.type,
         str(draw),
         *sampling_parts(patcher),
@@ -53,6 +54,12 @@ def step_cache(patcher: Any, edits: Sequence[Edit], latent: Tensor) -> StepCache
     trim_cache(keep=folder, planned=planned)
     mark_used(folder)  # reading its files does not
     return cache
+
+
+def compute_dtype(patcher: Any) -> Any:
+    """In what the UNet computes where that is not its weights' dtype (Model Compute Dtype)."""
+    name = "manual_cast_dtype"
+    return patcher.object_patches.get(name, getattr(patcher.model, name, None))
 
 
 def plan_bytes(

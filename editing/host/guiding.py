@@ -26,6 +26,7 @@ from ..latent_guidance import (
 from ..session import Session
 from ..types import NNField
 from ..warping import FieldWarp, flow_between
+from .memory import ran_out_of_memory
 from .model import unet_of
 from .notices import say
 from .progress import progress
@@ -46,21 +47,29 @@ def predict_noise(
 ) -> Tensor:
     """The prediction of one step, pulled where this step is guided."""
     session = session_of(model_options)
-    if session is None or session.guidance is None or session.steps is None:
+    if session is None:
         return executor(x, timestep, model_options, seed)
     guidance, sigma = session.guidance, float(timestep.flatten()[0])
+
+    def predicted(point: Tensor, options: dict[str, Any]) -> Tensor:
+        x0 = executor(point, timestep.clone(), options, seed)
+        return session.locked(x0, point, sigma)
+
+    if guidance is None or session.steps is None:
+        return predicted(x, model_options)
     number, count = session.steps.step_of(sigma)
     sigma_next = session.steps.next_sigma(sigma)
     if not guidance.guides(number, count):
-        x0 = executor(x, timestep, model_options, seed)
+        x0 = predicted(x, model_options)
         session.observe(number, x0)
         return x0
     if guidance.mode == "gradient":
+        options = with_plain_attention(model_options)
         x0, shift = _through_network(
-            executor, session, x, timestep, model_options, seed, sigma_next
+            session, lambda point: predicted(point, options), x, sigma, sigma_next
         )
     else:
-        x0 = executor(x, timestep, model_options, seed)
+        x0 = predicted(x, model_options)
         targets, weight = session.aim(x0, sigma)
         shift = weight * pull(x0, targets, guidance.strength, sigma_next)
     session.observe(number, x0)
@@ -68,20 +77,14 @@ def predict_noise(
 
 
 def _through_network(
-    executor: Any,
     session: Session,
+    predict: Callable[[Tensor], Tensor],
     x: Tensor,
-    timestep: Tensor,
-    model_options: dict[str, Any],
-    seed: Any,
+    sigma: float,
     sigma_next: float,
 ) -> tuple[Tensor, Tensor]:
-    guidance, sigma = session.guidance, float(timestep.flatten()[0])
+    guidance = session.guidance
     assert guidance is not None
-    options = with_plain_attention(model_options)
-
-    def predict(point: Tensor) -> Tensor:
-        return executor(point, timestep.clone(), options, seed)
 
     def aim(x0: Tensor) -> tuple[Tensor, Tensor]:
         targets, weight = session.aim(x0, sigma)
@@ -92,7 +95,9 @@ def _through_network(
             return pull_through_network(
                 predict, aim, x.clone(), guidance.strength, sigma, sigma_next
             )
-    except comfy.model_management.OOM_EXCEPTION as error:
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
         raise ValueError(
             f"{guidance.name}: mode 'gradient' ran out of memory: it keeps the network's "
             "activations of all frames. Use mode 'closed form', fewer frames or smaller pictures."
@@ -165,6 +170,8 @@ def check_gradient(guidance: LatentGuidance, patcher: Any, shape: tuple[int, ...
             "mode 'closed form'."
         )
     planned = gradient_bytes(patcher, shape)
+    # what ComfyUI still holds of other models makes room first
+    comfy.model_management.free_memory(planned + patcher.model_size(), patcher.load_device)
     free = float(comfy.model_management.get_free_memory(patcher.load_device))  # pyright: ignore[reportArgumentType]
     plan = f"mode 'gradient' keeps about {planned / 1e9:.2g} GB in memory"
     say(plan)

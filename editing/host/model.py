@@ -24,6 +24,26 @@ def unet_of(patcher: Any) -> Any:
     return getattr(unet, "_orig_mod", unet)
 
 
+def with_own_weights(patcher: Any, node: str) -> Any:
+    """A clone of the MODEL whose modules hold their weights as parameters, LoRAs merged.
+
+    Newer ComfyUI pages the weights of a MODEL in and out behind the modules ("dynamic VRAM"), where
+    they can be neither copied nor have a gradient; there the clone is of the plain kind.
+
+    Raises: ValueError where ComfyUI cannot make such a clone.
+    """
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher.clone()
+    try:
+        return patcher.clone(disable_dynamic=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{node}: expected a MODEL that ComfyUI can load without dynamic VRAM, got one that it "
+            f"cannot ({error}). Load it with Load Checkpoint, or start ComfyUI with "
+            "--disable-dynamic-vram."
+        ) from error
+
+
 def describe(patcher: Any) -> str:
     """Name of the model family as ComfyUI knows it."""
     config = getattr(patcher.model, "model_config", None)

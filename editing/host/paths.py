@@ -34,7 +34,8 @@ def input_folder(kind: str) -> Path:
 def list_files(kind: str) -> list[str]:
     """Names of saved files of a kind, newest first."""
     found = [p for f in (files_folder(kind), input_folder(kind)) for p in f.glob("*.safetensors")]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    # a link may lead nowhere, and another ComfyUI may delete a file meanwhile
+    found = sorted((p for p in found if p.is_file()), key=_used, reverse=True)
     return list(dict.fromkeys(path.name for path in found))
 
 

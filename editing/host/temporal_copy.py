@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..temporal_unet.network import checkpointed
 from ..types import digest
 from .content_keys import PROBED
-from .model import unet_of
+from .model import unet_of, with_own_weights
 
 
 def precision_of(patcher: Any) -> tuple[torch.dtype, torch.dtype | None]:
@@ -38,13 +38,14 @@ def resident_bytes(patcher: Any, dtype: torch.dtype) -> float:
     return float(copied + (patcher.model_size() if stays else 0))
 
 
-def private_unet(patcher: Any, dtype: torch.dtype) -> nn.Module:
+def private_unet(patcher: Any, dtype: torch.dtype, node: str) -> nn.Module:
     """A frozen copy of the UNet with its LoRAs, on the device that trains.
 
     It waits in RAM until ComfyUI has taken the MODEL off the device: never two there.
     """
-    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-    unet = copied_to_ram(unet_of(patcher))
+    source = with_own_weights(patcher, node)
+    comfy.model_management.load_models_gpu([source], force_full_load=True)
+    unet = copied_to_ram(unet_of(source))
     comfy.model_management.unload_all_models()
     return unet.requires_grad_(False).eval().to(patcher.load_device, dtype)
 

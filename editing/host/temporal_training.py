@@ -26,6 +26,7 @@ from ..temporal_unet.plan import Architecture, read_plan, transformer_blocks
 from ..temporal_unet.snapshot import resume_from, save_snapshot, snapshot_key
 from ..temporal_unet.training import Trainer, TrainingSettings
 from .attach import edits_of
+from .memory import ran_out_of_memory
 from .model import describe, fingerprint, require_supported, unet_of
 from .notices import say
 from .paths import cache_folder, cache_limit, trim_cache
@@ -71,10 +72,29 @@ def train_temporal(
     samples = latent["samples"]
     check_request(patcher, samples, request)
     frozen, half = precision_of(patcher)
-    announce(patcher, samples, request, frozen, half)
+    plan = announce(patcher, samples, request, frozen, half)
+    try:
+        return trained(patcher, positive, samples, request, (frozen, half))
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{NODE}: ran out of memory ({plan}). Use fewer or smaller frames, and close what "
+            "else uses the device."
+        ) from error
+
+
+def trained(
+    patcher: Any,
+    positive: list,
+    samples: Tensor,
+    request: TrainingRequest,
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+) -> TemporalUNet:
+    """The training itself, of a request that was checked; dtypes: see `precision_of`."""
     # a node runs in inference mode, whose tensors cannot take part in a backward pass
     with torch.inference_mode(False), torch.enable_grad():
-        trainer, key = prepared(patcher, positive, samples, request, frozen, half)
+        trainer, key = prepared(patcher, positive, samples, request, *dtypes)
         run_training(trainer, cache_folder() / "training" / f"{key}.safetensors", request)
         weights = at_rest(trainer.net, own_queries(trainer.unet, request.architecture))
     return TemporalUNet(
@@ -105,7 +125,7 @@ def prepared(
     latents = patcher.model.process_latent_in(samples.clone().float())
     told = conditioning_of(patcher, positive, latents)
     alphas, predicts_v = schedule_of(patcher)
-    unet = private_unet(patcher, frozen)
+    unet = private_unet(patcher, frozen, NODE)
     net = fresh_network(read_plan(unet), request.architecture, settings.training_seed)
     adopt_queries(net, unet)
     computes = f"{describe(patcher)}/{frozen}/{half}/{device.type}/{predicts_v}"
@@ -181,10 +201,12 @@ def announce(
     request: TrainingRequest,
     frozen: torch.dtype,
     half: torch.dtype | None,
-) -> None:
+) -> str:
     """Shows the memory plan, and what happens to an awkward frame count; loads nothing.
 
-    Raises: ValueError when the plan is above the limit.
+    Returns: the plan in words.
+
+    Raises: ValueError when the plan is above the limit, or above what the device has.
     """
     with torch.device("meta"):
         net = TemporalNetwork(read_plan(unet_of(patcher)), request.architecture)
@@ -201,9 +223,15 @@ def announce(
     if not checkpointing:
         knob = "Switch 'gradient_checkpointing' on, use fewer or smaller frames"
     text = check_memory(NODE, plan.text, plan.total, request.max_gigabytes, knob)
+    has = float(comfy.model_management.get_total_memory(patcher.load_device))  # pyright: ignore[reportArgumentType]
+    if plan.total > has:
+        raise ValueError(
+            f"{NODE}: {text}, {patcher.load_device} has {has / 1e9:.3g} GB in all. {knob}."
+        )
     if frames % multiple:
         text += f"; {frames} frames are padded by reflection to a multiple of {multiple}"
     say(text)
+    return text
 
 
 def conditioning_of(patcher: Any, positive: list, latents: Tensor) -> dict[str, Tensor]:

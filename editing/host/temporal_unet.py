@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -20,6 +19,7 @@ from ..temporal_unet.network import TemporalNetwork
 from ..temporal_unet.payload import TemporalUNet
 from ..temporal_unet.plan import Part, Plan, read_plan
 from .call import CLIP, WHOLE_CLIP
+from .memory import ran_out_of_memory
 from .model import describe, fingerprint, is_compiled, require_supported, unet_of
 from .notices import say
 from .validate import check_conditioning
@@ -209,6 +209,17 @@ def diffusion_model(
     """One call of the UNet with the temporal features; outside of sampling nothing is changed."""
     options = transformer_options or {}
     run: TemporalRun | None = options.get(KEY)
-    joining = joined(executor.class_obj, run.joint(x, options)) if run else nullcontext()
-    with joining:
+    if run is None:
         return executor(x, timesteps, context, y, control, options, **extra)
+    try:
+        with joined(executor.class_obj, run.joint(x, options)):
+            return executor(x, timesteps, context, y, control, options, **extra)
+    except RuntimeError as error:
+        # Latent Guidance's gradient needs the room itself, and says so
+        if torch.is_grad_enabled() or not ran_out_of_memory(error):
+            raise
+        branches = len(options["cond_or_uncond"])
+        raise ValueError(
+            f"{NODE}: {len(x) // branches} frames in one call ran out of memory. A temporal UNet "
+            "looks along all frames, so the call cannot be cut. Use fewer or smaller frames."
+        ) from error

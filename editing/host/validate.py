@@ -63,6 +63,11 @@ def check_sampling(
         if isinstance(edit, LatentGuidance):
             check_guided_sampler(edit, sampler)
             if edit.mode == "gradient":
+                if any("control" in cond for group in guider.conds.values() for cond in group):
+                    raise ValueError(
+                        f"{edit.name}: mode 'gradient' cannot act with a ControlNet, which has no "
+                        "gradient here. Use mode 'closed form', or remove the ControlNet."
+                    )
                 check_gradient(edit, patcher, tuple(noise.shape))
     inversion = next((found for edit in edits if (found := source_of(edit))), None)
     if inversion is None:
@@ -97,6 +102,11 @@ def check_conditioning(names: str, conds: dict[str, list], options: dict[str, An
             f"{names}: area conditioning (Conditioning Set Area, or Conditioning Set Mask with "
             "mask bounds) is not supported yet. Use a MASK on the Reweave node instead."
         )
+    if any("gligen" in cond for cond in told):
+        raise ValueError(
+            f"{names}: GLIGEN prompts (GLIGENTextboxApply) are not supported yet: their boxes "
+            "cannot be cut into passes. Use a MASK on the Reweave node instead."
+        )
     if options.get("context_handler") is not None:
         raise ValueError(
             f"{names}: context windows are not supported yet, all frames of the clip must be "
@@ -104,6 +114,20 @@ def check_conditioning(names: str, conds: dict[str, list], options: dict[str, An
         )
     if options.get("multigpu_clones"):
         raise ValueError(f"{names}: multi-GPU models are not supported yet. Remove that node.")
+
+
+def check_noise_mask(edits: Sequence[Edit], noise: Tensor) -> None:
+    """Refuses a latent with a noise mask where sampling begins at the inverted latent.
+
+    ComfyUI would keep that noisy latent outside the mask to the end.
+    """
+    if not bool(noise.any()):
+        names = " and ".join(edit.name for edit in edits)
+        raise ValueError(
+            f"{names}: the LATENT has a noise mask (Set Latent Noise Mask), but it is the inverted "
+            "clip, which is noise outside that mask too. Remove the node, and connect the MASK to "
+            "'mask' of TokenFlow, Plug-and-Play or Anchor Attention."
+        )
 
 
 def check_same_clip(names: str, patcher: Any, inversion: Inversion, noise: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..storage import require_safe_pickles
 from .payload import shapes
 from .plan import Architecture, Plan
 from .published_names import from_published, plan_from_weights, published_names
@@ -71,6 +72,8 @@ def load_published(folder: Path) -> PublishedFolder:
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        require_safe_pickles(name)
     try:
         found = (
             load_file(path)

@@ -1,0 +1,34 @@
+"""The device on which textures are trained."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+
+from .notices import say
+
+
+def training_device() -> torch.device:
+    """ComfyUI's device; the CPU where that one cannot look pictures up and learn from it.
+
+    Apple's GPUs have no backward pass of `grid_sample`, and older PyTorch no border padding there.
+    """
+    device = comfy.model_management.get_torch_device()
+    if device.type in ("cpu", "cuda") or looks_up_and_learns(device):
+        return device
+    say(f"this PyTorch cannot train textures on {device.type}: the CPU is used")
+    return torch.device("cpu")
+
+
+def looks_up_and_learns(device: torch.device) -> bool:
+    """Tries it on two texels."""
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            texels = torch.zeros(1, 1, 2, 2, device=device, requires_grad=True)
+            grid = torch.zeros(1, 1, 1, 2, device=device)
+            found = F.grid_sample(texels, grid, padding_mode="border", align_corners=False)
+            found.sum().backward()
+        except (NotImplementedError, RuntimeError):
+            return False
+    return True
