@@ -74,6 +74,12 @@ def colour_wheel(height: int, width: int) -> Tensor:
     return torch.tensor(colours).view(height, width, 3)
 
 
+def shown_step(field: NNField) -> int:
+    """Where matches are clear and the picture is not yet settled: four fifths of the way."""
+    steps = sorted(field.steps)
+    return steps[round(0.8 * (len(steps) - 1))]
+
+
 def chosen_table(field: NNField, step: int, site: str, node: str) -> tuple[Site, Tensor]:
     """The site to look at (the finest where none is named) and its matches [F,R,L] int64.
 

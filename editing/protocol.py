@@ -144,7 +144,8 @@ def require_several(node: str, frames: int) -> None:
     if frames < 2:
         raise ValueError(
             f"{node}: expected at least 2 frames, got {frames}: a single frame has no other to "
-            "look at. Load more frames, or remove this node."
+            "look at. Load more frames (ImageFromBatch gives one where 'batch_index' lies behind "
+            "the clip's end), or remove this node."
         )
 
 

@@ -59,7 +59,8 @@ class InvertVideo(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip="Sampling steps that an edit will have (at most 'steps'); only these "
-                    "levels are kept. 'steps' must be a multiple of it. Good: 50; quick tries: 25.",
+                    "levels are kept. 'steps' must be a multiple of it, and both divisors of "
+                    "1000, as the schedule's levels are. Good: 50; quick tries: 25.",
                 ),
                 io.Combo.Input(
                     "evaluation",
@@ -131,7 +132,8 @@ class InversionLatent(io.ComfyNode):
                     tooltip="'trajectory': the inverted latents, which lead back to the clip. "
                     "'extracted noise': the clip with the noise found at the noisiest level, for "
                     "SDEdit as published. 'one shared noise': the clip with the same random noise "
-                    "on all frames. Good: 'trajectory'.",
+                    "on all frames. Good: 'trajectory'; without Plug-and-Play, from a later step: "
+                    "'extracted noise'.",
                 ),
                 io.Int.Input(
                     "noise_number",

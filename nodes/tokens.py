@@ -263,11 +263,11 @@ class PreviewNNField(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "step",
-                    default=0,
-                    min=0,
+                    default=-1,
+                    min=-1,
                     max=999,
-                    tooltip="Sampling step to look at (0 = the noisiest). Later steps match finer "
-                    "detail. Good: about four fifths of all steps.",
+                    tooltip="Sampling step to look at (0 = the noisiest, -1 = four fifths of the "
+                    "way through those the field holds). Later steps match finer detail. Good: -1.",
                 ),
                 io.String.Input(
                     "site",
@@ -295,6 +295,7 @@ class PreviewNNField(io.ComfyNode):
     def execute(
         cls, nn_field: payloads.NNField, image: Tensor, step: int, site: str
     ) -> io.NodeOutput:
+        step = previews.shown_step(nn_field) if step < 0 else step
         where = (nn_field, image.cpu(), step, site, "Preview Nearest-Neighbour Field")
         matches, built = previews.match_colours(*where), previews.reassembled(*where)
         both = ui.PreviewImage(torch.cat([matches, built], 2), cls=cls)

@@ -186,6 +186,8 @@ def test_every_tool_is_pinned_and_no_dependency_is() -> None:
     assert len(dependencies) >= 5
     names = {re.split("[<>=~! ]", dependency)[0] for dependency in dependencies}
     assert not [dependency for dependency in dependencies if "==" in dependency]
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in listed if not line.startswith("#")] == dependencies
     assert not names & {"torch", "torchvision", "torchaudio"}, "they come with the host"
 
 

@@ -108,7 +108,7 @@ def saved_levels(sampling: Any, request: InversionRequest, sigmas: list[float]) 
     if any(abs(sigmas[i] - s) > 1e-3 * s for i, s in zip(near, wanted, strict=True)):
         raise ValueError(
             f"{NODE}: an inversion of {request.steps} steps does not pass the levels of an edit "
-            f"of {request.saved_steps} steps. Choose steps as a multiple of saved_steps "
-            "(50, 500 or 1000 with 50 saved steps)."
+            f"of {request.saved_steps} steps. Choose 'steps' as a multiple of 'saved_steps', both "
+            "divisors of 1000: 25 and 25, 50 and 50, 500 and 50."
         )
     return near

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import storage
 from ..atlas.key_frames import Box
-from ..atlas.propagation import KeyFrame, Task, edit_in_turn
+from ..atlas.propagation import BACKDROPS, KeyFrame, Task, edit_in_turn
 from ..atlas.requests import (
     Choice,
     Cropping,
@@ -78,6 +78,11 @@ def edit_clip(
         places, coverage = choose_places(layer, request)
     if hints is not None and tools.control_net is None:
         warn("'hint' is not used: nothing is connected to 'control_net'")
+    if tools.control_net is None and request.carriage.backdrop == BACKDROPS[0]:
+        warn(
+            "the model sees the object on black and has no ControlNet that outlines it; without "
+            "one, 'backdrop' source pixels and 'noise_strength' 0.3 to 0.5 are better"
+        )
     numbers = ", ".join(str(frame) for frame, _ in places)
     say(f"key frames {numbers}; together they show {coverage:.0%} of the layer")
     keys = edit_key_frames(tools, frames, layer, places, request, hints)

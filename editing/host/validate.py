@@ -174,8 +174,9 @@ def check_schedule(names: str, inversion: Inversion, sigmas: Tensor) -> None:
             raise ValueError(
                 f"{names}: step {number + 1} of {len(sigmas) - 1} starts at sigma {sigma:.4g}, "
                 f"which the inversion ({len(inversion.sigmas)} steps, {low:.4g} to {high:.4g}) "
-                "does not hold. Connect the SIGMAS of Inversion Latent to SamplerCustom, or use "
-                f"scheduler ddim_uniform with {len(inversion.sigmas)} steps."
+                "does not hold. Connect the SIGMAS of Invert Video or Inversion Latent to "
+                "SamplerCustom, or use the scheduler ddim_uniform with as many steps as Invert "
+                "Video's 'saved_steps'."
             )
 
 

@@ -134,7 +134,7 @@ def _parts(blocks: Iterable[Any]) -> Iterable[Part]:
                 yield Part("up", module.channels, module.out_channels)
             elif name != "SpatialTransformer":
                 raise ValueError(
-                    f"Temporal UNet: expected a UNet of ResBlocks, spatial transformers and "
+                    f"Train Temporal UNet: expected a UNet of ResBlocks, spatial transformers and "
                     f"resamplers (SD1.x, SD2.x, SDXL), found a {name}. Load another checkpoint."
                 )
 

@@ -2,8 +2,9 @@
 
     .venv/bin/python tests/browser/dump_api.py [NAME ...]     all of tests/api without a name
 
-The API graph is rewritten as the page would queue it (every widget's value is there), so that
-the two files agree. tests/browser/test_frontend.py asserts that they still do.
+Its note is the template's section of docs/templates.md. The API graph is rewritten as the page
+would queue it (every widget's value is there), so that the two files agree.
+tests/browser/test_frontend.py asserts that they still do.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT))
 
 from frontend import Frontend, find_chromium, open_frontend  # noqa: E402
+from layout import arrange, note_of  # noqa: E402
 
 from demo.host_server import HostServer  # noqa: E402  (a script's path lacks the root)
 
 API, WORKFLOWS = ROOT / "tests" / "api", ROOT / "workflows"
+GUIDE = ROOT / "docs" / "templates.md"
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
@@ -48,6 +51,10 @@ def dump(frontend: Frontend, name: str) -> None:
     if unknown:
         raise ValueError(f"{name}: the host does not know {', '.join(unknown)}")
     write(API / f"{name}.json", in_order_of(frontend.prompt(), source))
+    note = note_of(name, GUIDE.read_text(encoding="utf-8"))
+    for _ in range(2):  # the page may give nodes other sizes when they are loaded
+        frontend.load(arrange(frontend.workflow(), note))
+        frontend.page.wait_for_timeout(500)
     WORKFLOWS.mkdir(exist_ok=True)
     frontend.picture(WORKFLOWS / f"{name}.jpg")
     workflow = frontend.workflow()

@@ -23,19 +23,9 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text in a picture of the whole graph
 }
-ARRANGE = """() => {
+REPEATABLE = """() => {
     for (const widget of app.graph.nodes.flatMap(n => n.widgets ?? []))
         if (widget.name === "control_after_generate") widget.value = "fixed"  // a template repeats
-    app.graph.arrange(60)
-    // One long row is hard to read: the right half of the columns goes below the left half.
-    const columns = [...new Set(app.graph.nodes.map(n => n.pos[0]))].sort((a, b) => a - b)
-    if (columns.length > 6) {
-        const from = columns[Math.ceil(columns.length / 2)]
-        const [left, right] = [n => n.pos[0] < from, n => n.pos[0] >= from]
-        const below = Math.max(...app.graph.nodes.filter(left).map(n => n.pos[1] + n.size[1]))
-        for (const node of app.graph.nodes.filter(right))
-            node.pos = [node.pos[0] - from + columns[0], node.pos[1] + below + 40]
-    }
     app.graph.setDirtyCanvas(true, true)
 }"""
 # Where the graph lies on the page, with a margin: x, y, width, height.
@@ -99,10 +89,10 @@ class Frontend:
         self.page.evaluate("(w) => app.loadGraphData(w, true, true)", workflow)
 
     def load_api(self, graph: dict[str, Any], name: str) -> None:
-        """Open a graph in API format and lay its nodes out."""
+        """Open a graph in API format; its seeds stay as they are when it runs again."""
         self.page.evaluate("([g, n]) => app.loadApiJson(g, n)", [graph, name])
         self.page.wait_for_timeout(500)  # widgets settle before sizes are read
-        self.page.evaluate(ARRANGE)
+        self.page.evaluate(REPEATABLE)
 
     def workflow(self) -> dict[str, Any]:
         """Return the open graph in UI format."""

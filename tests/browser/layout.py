@@ -37,13 +37,25 @@ STAGES: tuple[tuple[str, str, frozenset[str]], ...] = (
         "#b58b2a",
         frozenset(
             "VAEDecode CreateVideo SaveVideo SaveImage PreviewImage PreviewAny "
-            "Reweave_RenderAtlas Reweave_ConsistencyReport Reweave_CompareVideos "
-            "Reweave_SaveInversion Reweave_SaveAtlas Reweave_SaveTemporalUNet "
-            "Reweave_PreviewTokens Reweave_PreviewNNField".split()
+            "Reweave_RestoreBackground Reweave_RenderAtlas Reweave_ConsistencyReport "
+            "Reweave_CompareVideos Reweave_SaveInversion Reweave_SaveAtlas "
+            "Reweave_SaveTemporalUNet Reweave_PreviewTokens Reweave_PreviewNNField".split()
         ),
     ),
 )
 EDIT = 3
+SHOWS_RESULTS = {
+    "PreviewImage": (300, 300),
+    "SaveImage": (300, 340),
+    "SaveVideo": (300, 360),
+    "PreviewAny": (300, 200),
+    "Reweave_CheckInversion": (300, 260),
+    "Reweave_ConsistencyReport": (400, 420),
+    "Reweave_PreviewTokens": (300, 300),
+    "Reweave_PreviewNNField": (330, 320),
+}
+"""Least width and height."""
+WITHOUT_CHECKPOINT = ("paint_on_atlas", "load_published_atlas")
 
 
 def arrange(workflow: dict[str, Any], note: str) -> dict[str, Any]:
@@ -52,7 +64,9 @@ def arrange(workflow: dict[str, Any], note: str) -> dict[str, Any]:
     Returns a new dict; node ids, links and widget values stay as they are.
     """
     nodes = [
-        {**node, "pos": [0, 0]} for node in workflow["nodes"] if node["type"] != "MarkdownNote"
+        {**node, "pos": [0, 0], "size": _size(node)}
+        for node in workflow["nodes"]
+        if node["type"] != "MarkdownNote"
     ]
     parents = _parents(nodes, workflow["links"])
     stage = _stages(nodes, parents)
@@ -68,6 +82,20 @@ def arrange(workflow: dict[str, Any], note: str) -> dict[str, Any]:
     return {**workflow, "nodes": [*nodes, card], "groups": groups, "last_node_id": card["id"]}
 
 
+def note_of(name: str, guide: str) -> str:
+    """The section of a template in docs/templates.md, and what to set for another checkpoint.
+
+    Raises: KeyError where it has none.
+    """
+    parts = guide.split("\n## ")[1:]
+    sections = {
+        title.strip(): text.strip() for title, _, text in (p.partition("\n") for p in parts)
+    }
+    own = sections[name]
+    general = "With your own checkpoint and clip"
+    return own if name in WITHOUT_CHECKPOINT else f"{own}\n\n## {general}\n\n{sections[general]}"
+
+
 def overlaps(workflow: dict[str, Any]) -> list[tuple[int, int]]:
     """Ids of nodes that cover each other."""
     boxes = [(node["id"], *_box(node)) for node in workflow["nodes"]]
@@ -77,6 +105,12 @@ def overlaps(workflow: dict[str, Any]) -> list[tuple[int, int]]:
         for b in boxes[i + 1 :]
         if a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4]
     ]
+
+
+def _size(node: Node) -> list[float]:
+    """What the page measured; where a result appears in the node, room for it."""
+    least = SHOWS_RESULTS.get(node["type"], (0, 0))
+    return [max(have, want) for have, want in zip(node["size"], least, strict=True)]
 
 
 def _box(node: Node) -> tuple[float, float, float, float]:

@@ -28,6 +28,11 @@ def inversion(model):
     return source(model, size=16)
 
 
+def first(output):
+    """A node's first output; some answer with a tuple."""
+    return getattr(output, "result", output)[0]
+
+
 def edits_on(inversion, name):
     return {"flow": TokenFlow(inversion, interval=4), "injection": PlugAndPlay(inversion)}[name]
 
@@ -36,7 +41,7 @@ def edits_on(inversion, name):
 @pytest.mark.parametrize("name", ["flow", "injection"])
 def test_merged_tokens_are_refused_by_name(model, inversion, name, order):
     def merging(patched):
-        return comfy_extras.nodes_tomesd.TomePatchModel.execute(patched, 0.5).result[0]
+        return first(comfy_extras.nodes_tomesd.TomePatchModel.execute(patched, 0.5))
 
     edit = edits_on(inversion, name)
     patched = edited(merging(model), edit) if order == "before" else merging(edited(model, edit))
@@ -47,8 +52,7 @@ def test_merged_tokens_are_refused_by_name(model, inversion, name, order):
 def test_tiled_tokens_are_refused_by_name(model):
     inversion = source(model, size=32)  # smaller pictures are one tile
     node = comfy_extras.nodes_hypertile.HyperTile
-    tiled = node.execute(model, 1, 1, 0, False)
-    patched = edited(getattr(tiled, "result", tiled)[0], TokenFlow(inversion))
+    patched = edited(first(node.execute(model, 1, 1, 0, False)), TokenFlow(inversion))
     with pytest.raises(ValueError, match="merges or tiles its tokens. Remove .*HyperTile"):
         sample(patched, start_of(inversion), sigmas_of(inversion), conditioning(1))
 

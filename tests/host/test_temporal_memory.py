@@ -6,8 +6,10 @@ import comfy.model_management
 import comfy.model_patcher
 import pytest
 import torch
-from clips import SMALL
+from clips import SMALL, run, source
+from reweave.editing import host
 from reweave.editing.host import temporal_copy, temporal_training
+from reweave.editing.host.temporal_unet import TemporalRun
 from reweave.editing.temporal_unet.training import Trainer
 from small_training import request, train
 from toy import patcher
@@ -46,6 +48,32 @@ def test_a_plan_above_the_limit_is_refused_before_anything_is_loaded(model, monk
     monkeypatch.setattr(temporal_training, "fresh_network", loading)
     with pytest.raises(ValueError, match=r"the training \(image model .* more than 'max_gigabyt"):
         train(model, request(gigabytes=1e-4))
+
+
+def test_a_plan_above_what_the_device_has_is_refused(model, monkeypatch):
+    """Whatever 'max_gigabytes' allows."""
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_: 1e5)
+    with pytest.raises(ValueError, match=r"the training .* cpu has 0\.0001 GB in all\. .*smaller"):
+        train(model, request())
+
+
+@pytest.mark.parametrize("place", ["training", "sampling"])
+def test_running_out_of_memory_names_the_node_and_the_knob(model, monkeypatch, place):
+    trained = train(model, request(steps=1))
+    full = comfy.model_management.OOM_EXCEPTION("no room on the test's device")
+
+    def fails(*_args, **_kwargs):
+        raise full
+
+    if place == "training":
+        monkeypatch.setattr(Trainer, "step", fails)
+        with pytest.raises(ValueError, match="^Train Temporal UNet: ran out of memory .*smaller"):
+            train(model, request(steps=2))
+        return
+    applied = host.apply_temporal(model, host.TemporalEdit(trained))
+    monkeypatch.setattr(TemporalRun, "joint", fails)
+    with pytest.raises(ValueError, match="^Apply Temporal UNet: 5 frames in one call ran out"):
+        run(applied, source(model))
 
 
 def test_the_plan_counts_what_stays_on_the_device():
