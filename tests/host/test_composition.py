@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.controlnet
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_base
 import pytest
@@ -21,6 +20,7 @@ from clips import (
     source,
     start_of,
 )
+from controls import controlled
 from reweave.editing import host
 from reweave.editing.anchor_attention import AnchorAttention
 from reweave.editing.extended_attention import ExtendedAttention
@@ -45,31 +45,6 @@ def no_cache(monkeypatch):
 def both(inversion, frames_per_pass=2):
     flow = TokenFlow(inversion, interval=4, frames_per_pass=frames_per_pass)
     return flow, PlugAndPlay(inversion, 0.7, 0.7)
-
-
-class ControlStub(comfy.controlnet.ControlBase):
-    """Adds to the middle block and to one skip what tells branch and frame apart."""
-
-    def __init__(self, frames: int, strength: float = 1.0) -> None:
-        super().__init__()
-        self.frames, self.level = frames, strength
-
-    def copy(self):
-        return self
-
-    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        assert len(x_noisy) == batched_number * self.frames, "asked for a part of the clip"
-        rows = torch.arange(len(x_noisy), dtype=torch.float32)[:, None, None, None]
-        wave = torch.sin(torch.arange(64.0) * 0.7)[None, :, None, None]
-        middle = self.level * (1 + rows % self.frames) * wave.expand(-1, -1, 4, 4)
-        skip = self.level * (1 + rows) * wave[:, :32].expand(-1, -1, 8, 8)
-        return {"input": [], "middle": [middle], "output": [skip, None, None, None]}
-
-
-def controlled(frames: int, strength: float = 1.0):
-    control = ControlStub(frames, strength)
-    settings = {"control": control, "control_apply_to_uncond": False}
-    return [[conditioning(n)[0][0], dict(settings)] for n in (1, 2)]
 
 
 def test_control_reaches_every_frame_with_its_own_rows(model):

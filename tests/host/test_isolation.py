@@ -10,6 +10,7 @@ import pytest
 import torch
 from clips import SMALL, Spy, edited, run, same, sigmas_of, source, start_of
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from controls import controlled
 from reweave.editing import host
 from reweave.editing.extended_attention import ExtendedAttention
 from reweave.editing.plug_and_play import PlugAndPlay
@@ -167,6 +168,15 @@ def test_a_pass_is_declared_with_its_own_rows(model, declared):
     run(model, inversion, TokenFlow(inversion, interval=4, frames_per_pass=2))
     run(model, inversion)
     assert declared == [3, 11]
+
+
+def test_a_controlnet_declares_the_whole_clip(model, declared):
+    """ComfyUI runs it on all frames at once, so there must be room for them."""
+    long = source(model, 11)
+    flow = TokenFlow(long, interval=4, frames_per_pass=2)
+    positive, negative = controlled(11)
+    run(model, long, flow, positive=[positive], negative=[negative])
+    assert declared == [11]
 
 
 @pytest.mark.parametrize(("asked", "rows"), [(2, 2), (16, 11), (0, 11)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy_extras.nodes_model_advanced
 import pytest
 import torch
 from clips import SMALL, run, same, sigmas_of, source
@@ -41,6 +42,20 @@ def test_outside_follows_the_source_exactly(model, edit, cfg):
     clip = inversion.clean / 0.18215
     assert same(out[..., 4:], clip[..., 4:], 1e-5)
     assert not same(out[..., :4], clip[..., :4], 0.2)
+
+
+def test_the_lock_of_a_mask_is_exact_under_rescaled_guidance(model):
+    """RescaleCFG scales a whole frame by what is in it, locked region and all."""
+    inversion = source(model)
+    rescaled = comfy_extras.nodes_model_advanced.RescaleCFG().patch(model, 0.7)[0]
+    seen = []
+    run(
+        rescaled, inversion, TokenFlow(inversion, interval=4, mask=mask_of()),
+        callback=lambda step, x0, x, n: seen.append(x.clone()),
+    )  # fmt: skip
+    for step, x in enumerate(seen):
+        expected = sigma_space_from_vp(inversion.latents[step], float(inversion.sigmas[step]))
+        assert same(x[..., 4:], expected[..., 4:], 1e-5)
 
 
 def test_inside_is_edited_as_without_a_mask_at_the_first_step(model):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import comfy_extras.nodes_hypertile
-import comfy_extras.nodes_model_advanced
 import comfy_extras.nodes_tomesd
 import pytest
 import torch
-from clips import SMALL, Spy, edited, run, same, sigmas_of, source, start_of
+from clips import SMALL, Spy, edited, run, sigmas_of, source, start_of
+from controls import controlled
 from reweave.editing.latent_guidance import LatentGuidance
 from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
-from reweave.kernels.schedule import sigma_space_from_vp
-from test_composition import controlled
-from test_isolation import declared  # noqa: F401  (a fixture)
-from test_mask import mask_of
 from toy import conditioning, patcher, sample
 
 
@@ -57,20 +53,6 @@ def test_tiled_tokens_are_refused_by_name(model):
         sample(patched, start_of(inversion), sigmas_of(inversion), conditioning(1))
 
 
-def test_the_lock_of_a_mask_is_exact_under_rescaled_guidance(model):
-    """RescaleCFG scales a whole frame by what is in it, locked region and all."""
-    inversion = source(model)
-    rescaled = comfy_extras.nodes_model_advanced.RescaleCFG().patch(model, 0.7)[0]
-    seen = []
-    run(
-        rescaled, inversion, TokenFlow(inversion, interval=4, mask=mask_of()),
-        callback=lambda step, x0, x, n: seen.append(x.clone()),
-    )  # fmt: skip
-    for step, x in enumerate(seen):
-        expected = sigma_space_from_vp(inversion.latents[step], float(inversion.sigmas[step]))
-        assert same(x[..., 4:], expected[..., 4:], 1e-5)
-
-
 def test_a_noise_mask_on_the_inverted_latent_is_refused(model, inversion):
     spy = Spy()
     watched = spy.on(edited(model, TokenFlow(inversion)))
@@ -95,12 +77,3 @@ def test_a_gradient_through_a_controlnet_is_refused(model, inversion):
             model, inversion, LatentGuidance(0.1, 1.0, mode="gradient"),
             positive=[positive], negative=[negative],
         )  # fmt: skip
-
-
-def test_a_controlnet_declares_the_whole_clip(model, declared):  # noqa: F811
-    """ComfyUI runs it on all frames at once, so there must be room for them."""
-    long = source(model, 11)
-    flow = TokenFlow(long, interval=4, frames_per_pass=2)
-    positive, negative = controlled(11)
-    run(model, long, flow, positive=[positive], negative=[negative])
-    assert declared == [11]
