@@ -139,13 +139,31 @@ def venv_python() -> Path:
     return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def has_pip(python: Path) -> bool:
-    """Tell whether `python` starts and has pip."""
+def works(python: Path, *arguments: str) -> bool:
+    """Tell whether `python` starts and succeeds with these arguments."""
     try:
-        asked = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False)
+        asked = subprocess.run([python, *arguments], capture_output=True, check=False)
     except OSError:
         return False
     return asked.returncode == 0
+
+
+def make_interpreter(python: Path) -> None:
+    """Make .venv, or finish it where making it was interrupted. What works there stays."""
+    if works(python, "-m", "pip", "--version"):
+        return
+    if works(python, "--version"):  # interrupted, or made by a tool that brings no pip
+        if not works(python, "-m", "ensurepip"):
+            raise Failure(
+                f"{VENV} has no pip, and it cannot be added. Delete that folder and run it again."
+            )
+        return
+    require_space(ROOT, SETUP_GIGABYTES)
+    # nothing there, or left by a Python that was removed
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=False)
+    if made.returncode:
+        shutil.rmtree(VENV, ignore_errors=True)
+        raise Failure("this Python cannot make environments; on Debian: apt install python3-venv")
 
 
 def make_environment() -> Path:
@@ -155,14 +173,7 @@ def make_environment() -> Path:
     if is_stamped(name, python, key):
         return python
     with stage(name):
-        if not has_pip(python):  # nothing there, interrupted half-way, or its Python was removed
-            require_space(ROOT, SETUP_GIGABYTES)
-            made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=False)
-            if made.returncode:
-                shutil.rmtree(VENV, ignore_errors=True)
-                raise Failure(
-                    "this Python cannot make environments; on Debian: apt install python3-venv"
-                )
+        make_interpreter(python)
         install_torch(python)
         put_stamp(name, python, key)
     return python

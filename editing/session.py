@@ -147,10 +147,14 @@ class Session:
         if self.anchored is not None and self.anchored.edited_anchor is not None:
             weight = weight.clone()
             weight[self.anchored.anchor] = 0
+        return targets, self.opened(weight)
+
+    def opened(self, values: Tensor) -> Tensor:
+        """Values [F,c,h,w] that are 0 where the masks lock the clip."""
         masks = self._masks()
-        if masks and self.schedule is not None:
-            weight = weight * latent_mask(masks, x0.shape[-2:]).to(weight)
-        return targets, weight
+        if not masks or self.schedule is None:
+            return values
+        return values * latent_mask(masks, values.shape[-2:]).to(values)
 
     def observe(self, step: int, x0: Tensor) -> None:
         """Keeps the raw predictions of the step that is looked for."""

@@ -215,14 +215,26 @@ def test_an_environment_that_does_not_exist_is_named() -> None:
     assert "--python no/such/python: there is no such program" in result.stderr
 
 
-def test_an_unfinished_environment_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="links need a right of their own there")
+def test_an_unfinished_environment_is_finished(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Interrupted before it had pip, or left by a Python that was removed since."""
-    assert fresh_machine.has_pip(Path(sys.executable))
-    assert not fresh_machine.has_pip(tmp_path / "bin" / "python")
-    bare = tmp_path / "bare"
+    bare = tmp_path / ".venv"
+    monkeypatch.setattr(fresh_machine, "VENV", bare)
+    monkeypatch.setattr(fresh_machine, "SETUP_GIGABYTES", 0.0)
+    python, pip = fresh_machine.venv_python(), ("-m", "pip", "--version")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
-    folder = "Scripts/python.exe" if os.name == "nt" else "bin/python"
-    assert not fresh_machine.has_pip(bare / folder)
+    own = bare / "what somebody put there"
+    own.touch()
+    assert fresh_machine.works(python, "--version") and not fresh_machine.works(python, *pip)
+    fresh_machine.make_interpreter(python)
+    assert fresh_machine.works(python, *pip) and own.exists()
+    python.unlink()
+    python.symlink_to(tmp_path / "removed" / "python3")
+    assert not fresh_machine.works(python, "--version")
+    fresh_machine.make_interpreter(python)
+    assert fresh_machine.works(python, *pip) and not own.exists()
 
 
 def test_dev_py_finds_its_parts_under_a_python_that_hides_its_folder() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..atlas.aggregation import METHODS, training_bytes
@@ -64,7 +65,7 @@ def aggregate_clip(
         if number % 25 == 0:
             say(f"iteration {number + 1} of {training.iterations}: loss {loss:.4f}")
 
-    device = training_device()
+    device = training_device() if method == "network" else torch.device("cpu")
     found = aggregate_key_frames(
         layer,
         keys,

@@ -176,7 +176,7 @@ def check_tokens(n: Tensor, pass_: Pass, site: Site, branches: int, extra: Optio
     wanted = (branches * len(pass_.frames), height * width)
     if tuple(n.shape[:2]) != wanted:
         raise ValueError(
-            f"Reweave: the self-attention at {site} gets {tuple(n.shape[:2])} (frames, tokens) "
+            f"Reweave: the self-attention at {site} gets {tuple(n.shape[:2])} (rows, tokens) "
             f"where this edit needs all {wanted}: another node merges or tiles its tokens. Remove "
             "that node from the MODEL (Tome Patch Model and HyperTile do this), or remove ours."
         )

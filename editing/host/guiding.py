@@ -68,6 +68,7 @@ def predict_noise(
         x0, shift = _through_network(
             session, lambda point: predicted(point, options), x, sigma, sigma_next
         )
+        shift = session.opened(shift)  # the network spreads a gradient over the whole frame
     else:
         x0 = predicted(x, model_options)
         targets, weight = session.aim(x0, sigma)
@@ -170,15 +171,18 @@ def check_gradient(guidance: LatentGuidance, patcher: Any, shape: tuple[int, ...
             "mode 'closed form'."
         )
     planned = gradient_bytes(patcher, shape)
-    # what ComfyUI still holds of other models makes room first
-    comfy.model_management.free_memory(planned + patcher.model_size(), patcher.load_device)
-    free = float(comfy.model_management.get_free_memory(patcher.load_device))  # pyright: ignore[reportArgumentType]
+    device = patcher.load_device
+    # what ComfyUI still holds of other models makes room first; this one has to be there too
+    missing = patcher.model_size() - patcher.loaded_size()
+    comfy.model_management.free_memory(planned + missing, device)
+    missing = patcher.model_size() - patcher.loaded_size()
+    free = float(comfy.model_management.get_free_memory(device)) - missing  # pyright: ignore[reportArgumentType]
     plan = f"mode 'gradient' keeps about {planned / 1e9:.2g} GB in memory"
     say(plan)
     if planned > free:
         raise ValueError(
-            f"{guidance.name}: {plan}, {free / 1e9:.2g} GB are free. Use mode 'closed form', "
-            "fewer frames or smaller pictures."
+            f"{guidance.name}: {plan}, {max(free, 0) / 1e9:.2g} GB are free beside the model. Use "
+            "mode 'closed form', fewer frames or smaller pictures."
         )
 
 

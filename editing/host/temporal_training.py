@@ -79,8 +79,8 @@ def train_temporal(
         if not ran_out_of_memory(error):
             raise
         raise ValueError(
-            f"{NODE}: ran out of memory ({plan}). Use fewer or smaller frames, and close what "
-            "else uses the device."
+            f"{NODE}: ran out of memory ({plan}). {memory_knob(request)}, or close what else uses "
+            "the device."
         ) from error
 
 
@@ -219,9 +219,7 @@ def announce(
         checkpointing,
         half.itemsize if half else 4,
     )
-    knob = "Use fewer or smaller frames"
-    if not checkpointing:
-        knob = "Switch 'gradient_checkpointing' on, use fewer or smaller frames"
+    knob = memory_knob(request)
     text = check_memory(NODE, plan.text, plan.total, request.max_gigabytes, knob)
     has = float(comfy.model_management.get_total_memory(patcher.load_device))  # pyright: ignore[reportArgumentType]
     if plan.total > has:
@@ -232,6 +230,13 @@ def announce(
         text += f"; {frames} frames are padded by reflection to a multiple of {multiple}"
     say(text)
     return text
+
+
+def memory_knob(request: TrainingRequest) -> str:
+    """What makes a training smaller."""
+    if request.settings.checkpointing:
+        return "Use fewer or smaller frames"
+    return "Switch 'gradient_checkpointing' on, use fewer or smaller frames"
 
 
 def conditioning_of(patcher: Any, positive: list, latents: Tensor) -> dict[str, Tensor]:

@@ -75,21 +75,26 @@ def check_sampling(
             if getattr(edit, "mask", None) is not None:
                 raise mask_without_source(edit.name)
         return None
-    check_sampler(names, sampler)
+    check_sampler(names, sampler, any(getattr(edit, "mask", None) is not None for edit in edits))
     check_same_clip(names, patcher, inversion, noise)
     check_schedule(names, inversion, sigmas)
     check_start(names, inversion, noise, latent, float(sigmas[0]))
     return inversion
 
 
-def check_sampler(names: str, sampler: Any) -> None:
-    """Refuses samplers that add noise of their own."""
+def check_sampler(names: str, sampler: Any, masked: bool) -> None:
+    """Refuses samplers that add noise of their own, or step by what no mask has locked."""
     function = getattr(sampler, "sampler_function", None)
     name = getattr(function, "__name__", "").removeprefix("sample_")
     if any(part in name for part in NOISY_SAMPLERS):
         raise ValueError(
             f"{names}: the sampler {name!r} adds noise or chooses its own steps, so the source "
             "cannot be followed. Use euler or ddim (heun and dpm_2 work approximately)."
+        )
+    if masked and "cfg_pp" in name:
+        raise ValueError(
+            f"{names}: the sampler {name!r} steps by the negative prompt's own prediction, which a "
+            "'mask' does not lock. Use euler or ddim, or disconnect the mask."
         )
 
 

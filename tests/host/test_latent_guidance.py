@@ -13,6 +13,7 @@ from reweave.editing.plug_and_play import PlugAndPlay
 from reweave.editing.tokenflow import TokenFlow
 from reweave.editing.types import NNField
 from reweave.editing.warping import FieldWarp, FlowWarp, flow_between, previous_tokens
+from reweave.kernels.schedule import sigma_space_from_vp
 from toy import conditioning, patcher, sample
 
 FRAMES = 5
@@ -183,11 +184,19 @@ def test_with_the_other_edits(model, inversion, frames_per_pass):
         assert same(run(model, inversion, guidance, *edits), out)
 
 
-def test_what_a_mask_locks_is_not_pulled(model, inversion):
+@pytest.mark.parametrize("mode", ["closed form", "gradient"])
+def test_what_a_mask_locks_is_not_pulled(model, inversion, mode):
+    """At no step: the network spreads a gradient over the whole frame."""
     mask = torch.zeros(1, 64, 64)
     mask[:, :, :32] = 1
-    edits = [PlugAndPlay(inversion, mask=mask), LatentGuidance(strength=0.3, until=1.0)]
-    out = run(model, inversion, *edits)
+    edits = [PlugAndPlay(inversion, mask=mask), LatentGuidance(0.3, 1.0, mode=mode)]
+    seen = []
+    out = run(
+        model, inversion, *edits, callback=lambda step, x0, x, n: seen.append(x[..., 4:].clone())
+    )
+    for step, x in enumerate(seen):
+        sigma = float(inversion.sigmas[step])
+        assert same(x, sigma_space_from_vp(inversion.latents[step], sigma)[..., 4:], 1e-5)
     assert same(out[..., 4:], (inversion.clean / 0.18215)[..., 4:], 1e-5)
 
 

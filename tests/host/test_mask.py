@@ -58,6 +58,13 @@ def test_the_lock_of_a_mask_is_exact_under_rescaled_guidance(model):
         assert same(x[..., 4:], expected[..., 4:], 1e-5)
 
 
+def test_a_sampler_that_no_mask_can_lock_is_refused(model):
+    inversion = source(model)
+    with pytest.raises(ValueError, match="'euler_cfg_pp' steps by .* disconnect the mask"):
+        run(model, inversion, TokenFlow(inversion, mask=mask_of()), sampler="euler_cfg_pp")
+    assert torch.isfinite(run(model, inversion, TokenFlow(inversion), sampler="euler_cfg_pp")).all()
+
+
 def test_inside_is_edited_as_without_a_mask_at_the_first_step(model):
     inversion = source(model)
     one_step = inversion.sigmas[:2]

@@ -188,6 +188,10 @@ def test_preview_of_a_field(model, inverted, user_folders):
     matches, built = out.args
     assert matches.shape == built.shape == image.shape
     assert len(out.ui.as_dict()["images"]) == FRAMES
+    shown = PreviewNNField.execute(nn_field=exact, image=image, step=-1, site="").args
+    last = sorted(exact.steps)[round(0.8 * (len(exact.steps) - 1))]
+    named = PreviewNNField.execute(nn_field=exact, image=image, step=last, site="").args
+    assert all(torch.equal(a, b) for a, b in zip(shown, named, strict=True))
     # a key frame finds itself where it is its own main neighbour: the paper's rule does that
     own = field(model=model, inversion=inverted[0], rule="paper")
     built = PreviewNNField.execute(nn_field=own, image=image, step=1, site="input.1.0").args[1]

@@ -112,7 +112,8 @@ def test_sigmas_off_the_trajectory(refused, model, inversion, scheduler):
     assert f"step 1 of 4 starts at sigma {float(sigmas[0]):.4g}" in text
     low, high = float(inversion.sigmas[-1]), float(inversion.sigmas[0])
     assert f"the inversion (3 steps, {low:.4g} to {high:.4g})" in text
-    assert "Connect the SIGMAS of Inversion Latent" in text and "ddim_uniform with 3 steps" in text
+    assert "Connect the SIGMAS of Invert Video or Inversion Latent" in text
+    assert "ddim_uniform with as many steps as Invert Video's 'saved_steps'" in text
 
 
 def test_a_later_step_off_the_trajectory(refused, inversion):

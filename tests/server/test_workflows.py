@@ -134,7 +134,8 @@ def shortened(graph: dict[str, Any]) -> dict[str, Any]:
     graph = copy.deepcopy(graph)
     for inputs in (node["inputs"] for node in graph.values()):
         for name in {"steps", "saved_steps", "start_at_step", "step"} & set(inputs):
-            inputs[name] = max(1, round(inputs[name] / 5))
+            if inputs[name] > 0:  # -1: the node's own choice
+                inputs[name] = max(1, round(inputs[name] / 5))
         if "length" in inputs:
             inputs["length"] = FRAMES
     return graph
