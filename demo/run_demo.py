@@ -64,7 +64,7 @@ class Progress:
             self._print(done, end="\r" if sys.stdout.isatty() else "\n")
 
     def _print(self, text: str, end: str) -> None:
-        print(f"   {title(self.graph, self.node)[:58]:58} {text:28}", end=end, flush=True)
+        print(f"   {title(self.graph, self.node)[:66]:66} {text:28}", end=end, flush=True)
 
 
 def source_of(graph: Graph) -> list[Any]:
