@@ -23,9 +23,10 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text in a picture of the whole graph
 }
-REPEATABLE = """() => {
+ARRANGE = """() => {
     for (const widget of app.graph.nodes.flatMap(n => n.widgets ?? []))
         if (widget.name === "control_after_generate") widget.value = "fixed"  // a template repeats
+    app.graph.arrange(60)
     app.graph.setDirtyCanvas(true, true)
 }"""
 # Where the graph lies on the page, with a margin: x, y, width, height.
@@ -89,10 +90,10 @@ class Frontend:
         self.page.evaluate("(w) => app.loadGraphData(w, true, true)", workflow)
 
     def load_api(self, graph: dict[str, Any], name: str) -> None:
-        """Open a graph in API format; its seeds stay as they are when it runs again."""
+        """Open a graph in API format, its nodes side by side; seeds stay as they are."""
         self.page.evaluate("([g, n]) => app.loadApiJson(g, n)", [graph, name])
         self.page.wait_for_timeout(500)  # widgets settle before sizes are read
-        self.page.evaluate(REPEATABLE)
+        self.page.evaluate(ARRANGE)
 
     def workflow(self) -> dict[str, Any]:
         """Return the open graph in UI format."""

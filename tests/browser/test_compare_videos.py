@@ -69,6 +69,24 @@ def write_greys(file: Path) -> None:
         container.mux(stream.encode())
 
 
+def slowed(number: int) -> dict[str, Any]:
+    """The graph with a second of work that no earlier page has left in the server's cache.
+
+    The page forgets results that arrive before it has noted the prompt, and would have none to
+    show when the workflow is opened again.
+    """
+    scaling = {"upscale_method": "lanczos", "crop": "disabled", "height": 1024}
+    large = {"image": ["2", 0], "width": 1536 + number, **scaling}
+    small = {"image": ["4", 0], **scaling, "width": WIDTH, "height": HEIGHT}
+    inputs = GRAPH[NODE]["inputs"] | {"clip_c": ["5", 0]}
+    return {
+        **GRAPH,
+        "4": {"class_type": "ImageScale", "inputs": large},
+        "5": {"class_type": "ImageScale", "inputs": small},
+        NODE: {**GRAPH[NODE], "inputs": inputs},
+    }
+
+
 @pytest.fixture(scope="module")
 def newest_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
     if not (NEWEST / "index.html").is_file():
@@ -88,7 +106,7 @@ def page(request: pytest.FixtureRequest) -> Iterator[Frontend]:
     server: HostServer = request.getfixturevalue(name)
     write_greys(server.base / "input" / "greys.mp4")
     with open_frontend(server.url, chromium, {VUE: vue}) as frontend:
-        frontend.load_api(GRAPH, "compare")
+        frontend.load_api(slowed(list(PAGES).index(request.param)), "compare")
         frontend.page.evaluate("() => app.queuePrompt(0)")
         frontend.page.wait_for_function(LOADED, timeout=60_000)
         frontend.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

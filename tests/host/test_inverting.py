@@ -145,7 +145,7 @@ def test_more_steps_than_are_kept(model):
 def test_levels_that_are_not_passed_are_refused(model):
     with pytest.raises(ValueError, match="an inversion of 7 steps does not pass") as caught:
         host.invert_clip(model, conditioning(1), clip(), InversionRequest(7, 4))
-    assert "Invert Video" in str(caught.value) and "multiple of saved_steps" in str(caught.value)
+    assert "Invert Video" in str(caught.value) and "multiple of 'saved_steps'" in str(caught.value)
 
 
 @pytest.mark.parametrize(

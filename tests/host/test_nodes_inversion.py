@@ -117,7 +117,7 @@ def test_inversion_latent_says_what_is_wrong(inverted, settings, text):
         ({"evaluation": "best"}, "Invert Video: expected 'evaluation' to be one of current"),
         ({"steps": 0}, "Invert Video: expected 'steps' to be between 1 and 1000, got 0"),
         ({"saved_steps": 0}, "expected 'saved_steps' to be between 1 and 1000, got 0"),
-        ({"steps": 50, "saved_steps": 33}, "as a multiple of saved_steps"),
+        ({"steps": 50, "saved_steps": 33}, "as a multiple of 'saved_steps'"),
         ({"latent": {"samples": torch.full((2, 4, 8, 8), float("nan"))}}, "NaN or infinity"),
         ({"latent": {"samples": torch.zeros(2, 4, 1, 8, 8)}}, "got 5 dimensions"),
     ],
