@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up, try, test and serve Reweave. Needs nothing but Python 3.10 or newer.
+"""Set up, try, test and serve Reweave. Needs nothing but Python 3.10 to 3.13.
 
 python dev.py demo     set everything up and edit the bundled clip in the real ComfyUI
 python dev.py test     set everything up and run all checks and tests

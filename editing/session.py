@@ -124,14 +124,12 @@ class Session:
         """One evaluation of the model -> denoised latents [N,F,C,h,w]."""
         source = self._source_at(call)
         if self.flow is not None:
-            out = tokenflow_step(self.flow, self._plan(call.sigma), source, call)
-        elif self.anchored is not None:
-            out = anchor_step(self.anchored, source, call)
-        elif self.extended is not None:
-            out = extended_step(self.extended, source, call)
-        else:
-            out = injected_step(source, call)
-        return out
+            return tokenflow_step(self.flow, self._plan(call.sigma), source, call)
+        if self.anchored is not None:
+            return anchor_step(self.anchored, source, call)
+        if self.extended is not None:
+            return extended_step(self.extended, source, call)
+        return injected_step(source, call)
 
     def aim(self, x0: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Targets and weights of Latent Guidance at one step (see `LatentGuidance.aim`).

@@ -33,7 +33,7 @@ from .model import (
     with_own_weights,
 )
 from .notices import warn
-from .validate import check_noise_mask, check_sampling
+from .validate import check_sampling
 
 UNCHANGED = 0.02
 """Relative RMS change of the latents below which an edit counts as having done nothing."""
@@ -91,10 +91,8 @@ def outer_sample(
     """Creates the session of one sampling call and drops it at the end, error or not."""
     guider = executor.class_obj
     edits = edits_of(guider.model_patcher)
-    inversion = check_sampling(guider, edits, noise, latent_image, sampler, sigmas)
     denoise_mask = args[0] if args else kwargs.get("denoise_mask")
-    if inversion is not None and denoise_mask is not None:
-        check_noise_mask(edits, noise)
+    inversion = check_sampling(guider, edits, noise, latent_image, sampler, sigmas, denoise_mask)
     notice_foreign_field(guider.model_patcher, edits, inversion)
     schedule = Schedule(sigmas.cpu(), inversion) if inversion else None
     cache = step_cache(guider.model_patcher, edits, latent_image)

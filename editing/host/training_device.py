@@ -15,20 +15,21 @@ def training_device() -> torch.device:
     Apple's GPUs have no backward pass of `grid_sample`, and older PyTorch no border padding there.
     """
     device = comfy.model_management.get_torch_device()
-    if device.type in ("cpu", "cuda") or looks_up_and_learns(device):
+    reason = "" if device.type in ("cpu", "cuda") else why_not(device)
+    if not reason:
         return device
-    say(f"this PyTorch cannot train textures on {device.type}: the CPU is used")
+    say(f"textures cannot be trained on {device.type} ({reason}): the CPU is used")
     return torch.device("cpu")
 
 
-def looks_up_and_learns(device: torch.device) -> bool:
-    """Tries it on two texels."""
+def why_not(device: torch.device) -> str:
+    """What PyTorch says when a lookup and its gradient are tried on two texels; "" if they work."""
     with torch.inference_mode(False), torch.enable_grad():
         try:
             texels = torch.zeros(1, 1, 2, 2, device=device, requires_grad=True)
             grid = torch.zeros(1, 1, 1, 2, device=device)
             found = F.grid_sample(texels, grid, padding_mode="border", align_corners=False)
             found.sum().backward()
-        except (NotImplementedError, RuntimeError):
-            return False
-    return True
+        except RuntimeError as error:  # NotImplementedError is one
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""

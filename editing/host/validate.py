@@ -39,6 +39,7 @@ def check_sampling(
     latent: Tensor,
     sampler: Any,
     sigmas: Tensor,
+    denoise_mask: Tensor | None,
 ) -> Inversion | None:
     """The inversion that these edits read, after all checks of one sampling call.
 
@@ -79,6 +80,8 @@ def check_sampling(
     check_same_clip(names, patcher, inversion, noise)
     check_schedule(names, inversion, sigmas)
     check_start(names, inversion, noise, latent, float(sigmas[0]))
+    if denoise_mask is not None:
+        check_noise_mask(names, noise)
     return inversion
 
 
@@ -121,13 +124,12 @@ def check_conditioning(names: str, conds: dict[str, list], options: dict[str, An
         raise ValueError(f"{names}: multi-GPU models are not supported yet. Remove that node.")
 
 
-def check_noise_mask(edits: Sequence[Edit], noise: Tensor) -> None:
+def check_noise_mask(names: str, noise: Tensor) -> None:
     """Refuses a latent with a noise mask where sampling begins at the inverted latent.
 
     ComfyUI would keep that noisy latent outside the mask to the end.
     """
     if not bool(noise.any()):
-        names = " and ".join(edit.name for edit in edits)
         raise ValueError(
             f"{names}: the LATENT has a noise mask (Set Latent Noise Mask), but it is the inverted "
             "clip, which is noise outside that mask too. Remove the node, and connect the MASK to "

@@ -63,9 +63,10 @@ class Features:
         if self.net.architecture.layout == "published code" and site.startswith("up"):
             if h * w % height:
                 raise ValueError(
-                    f"Apply Temporal UNet: the layout 'published code' cannot fuse latents of "
-                    f"{w}x{h} (their {h * w} positions do not divide into rows of {height}). Train "
-                    "with the layout 'correct', or resize the clip to a multiple of 64 pixels."
+                    "Train and Apply Temporal UNet: the layout 'published code' cannot fuse "
+                    f"latents of {w}x{h} (their {h * w} positions do not divide into rows of "
+                    f"{height}). Train with the layout 'correct', or resize the clip to a multiple "
+                    "of 64 pixels."
                 )
             h, w = height, h * w // height
         return rows.unflatten(0, (-1, h, w)).permute(0, 3, 4, 1, 2)

@@ -134,8 +134,9 @@ def _parts(blocks: Iterable[Any]) -> Iterable[Part]:
                 yield Part("up", module.channels, module.out_channels)
             elif name != "SpatialTransformer":
                 raise ValueError(
-                    f"Train Temporal UNet: expected a UNet of ResBlocks, spatial transformers and "
-                    f"resamplers (SD1.x, SD2.x, SDXL), found a {name}. Load another checkpoint."
+                    "Train and Apply Temporal UNet: expected a UNet of ResBlocks, spatial "
+                    "transformers and resamplers (SD1.x, SD2.x, SDXL), found a "
+                    f"{name}. Load another checkpoint."
                 )
 
 

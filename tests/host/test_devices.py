@@ -55,16 +55,29 @@ def test_a_model_that_cannot_be_loaded_plainly_is_refused(model, monkeypatch):
         with_own_weights(model, "Train Temporal UNet")
 
 
-def test_textures_are_trained_where_that_is_possible(monkeypatch, caplog):
-    """No GPU of another kind is here: whatever fails on a device sends the training to the CPU."""
+@pytest.mark.parametrize(
+    ("failure", "expected"), [(None, "mps"), (NotImplementedError("no grid_sampler here"), "cpu")]
+)
+def test_textures_are_trained_where_that_is_possible(monkeypatch, caplog, failure, expected):
+    """On a device that is neither a CPU nor CUDA a lookup is tried; here it is the CPU's."""
     caplog.set_level("INFO")
-    for name, expected in (("cpu", "cpu"), ("cuda", "cuda"), ("mps", "cpu")):
+    tried = torch.nn.functional.grid_sample
+
+    def grid_sample(*args, **kwargs):
+        if failure:
+            raise failure
+        return tried(*args, **kwargs)
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **how: zeros(*size, **how))
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", grid_sample)
+    for name, found in (("cpu", "cpu"), ("cuda", "cuda"), ("mps", expected)):
         monkeypatch.setattr(
             comfy.model_management, "get_torch_device", lambda name=name: torch.device(name)
         )
-        assert training_device().type == expected
-    if not torch.backends.mps.is_available():
-        assert "cannot train textures on mps: the CPU is used" in caplog.text
+        assert training_device().type == found
+    said = "textures cannot be trained on mps (no grid_sampler here): the CPU is used"
+    assert (said in caplog.text) is (failure is not None)
 
 
 @pytest.mark.parametrize(
